@@ -1,0 +1,22 @@
+"""Fast operations and networks for the pixel end of segmentation."""
+
+import warnings
+
+import torch  # noqa: F401, loads the library that the compiled module binds to
+
+__version__ = "0.1.0"
+
+try:
+    from fcn_fast import _C  # its import registers the CPU kernels
+except ImportError as error:
+    _C = None
+    warnings.warn(
+        f"fcn_fast runs on its plain PyTorch reference, slower and with more memory: no compiled module ({error}). "
+        "Build it with: pip install .",
+        stacklevel=2,
+    )
+
+from fcn_fast import nn, ops, reference  # noqa: E402
+from fcn_fast.grid import BilinearGrid  # noqa: E402
+
+__all__ = ["BilinearGrid", "__version__", "nn", "ops", "reference"]

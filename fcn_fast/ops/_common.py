@@ -1,0 +1,128 @@
+"""What the operations share: how one is registered, and how their arguments are checked."""
+
+import torch
+
+from fcn_fast import reference
+from fcn_fast.grid import BilinearGrid, _by, _pair
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+INTEGERS = LABELS
+
+library = torch.library.Library("fcn_fast", "DEF")  # noqa: TOR901, one for the life of the process
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def register(schema, fake, autograd=torch.library.fallthrough_kernel):
+    """Define an operator with its fake and its derivative; the reference of the same name runs where no kernel does.
+
+    ``autograd`` stands under the dispatcher's Autograd key and redispatches below it, so a direct call of the operator
+    differentiates too.
+
+    Returns:
+        The operator's overload, bound once because looking it up costs more than some of the calls.
+    """
+    name = schema.partition("(")[0]
+    library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.register_fake(f"fcn_fast::{name}", fake, lib=library)
+    library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    library.impl(name, autograd, "Autograd")
+    return getattr(torch.ops.fcn_fast, name).default
+
+
+def check_map(name, tensor):
+    """A (N, C, H, W) floating-point map with at least one pixel and channel."""
+    check_tensor(name, tensor, FLOATS)
+    if tensor.dim() != 4:
+        raise ValueError(f"{name}: expected 4 dimensions (N, C, H, W), got shape {tuple(tensor.shape)}")
+    if tensor.shape[1] < 1 or tensor.shape[2] < 1 or tensor.shape[3] < 1:
+        raise ValueError(f"{name}: expected at least one channel and one pixel, got shape {tuple(tensor.shape)}")
+
+
+def check_tensor(name, tensor, dtypes):
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {_either(dtypes)}, got {tensor.dtype}")
+
+
+def check_same_device(name, tensor, other_name, other):
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
+
+
+def resolve_grid(name, tensor, size, scale_factor, align_corners, grid):
+    """The grid that the arguments of an operation mean, for the coarse map ``tensor``."""
+    if grid is None:
+        return BilinearGrid.interpolate(tensor.shape[-2:], size, scale_factor, align_corners)
+    if not isinstance(grid, BilinearGrid):
+        raise TypeError(f"grid: expected a BilinearGrid, got {type(grid).__name__}")
+    if size is not None or scale_factor is not None or align_corners:
+        raise ValueError("grid: expected no size, scale_factor or align_corners=True beside it, which it replaces")
+    if tensor.shape[2] != grid.in_size[0] or tensor.shape[3] != grid.in_size[1]:
+        raise ValueError(
+            f"grid: expected one for a coarse map of {_by(tensor.shape[-2:])}, the size of {name}, got one for {_by(grid.in_size)}"
+        )
+    return grid
+
+
+def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing):
+    """Check what both losses take; target's shape is for the caller.
+
+    Returns:
+        weight and pixel_weight in the dtype of the loss, and the reduction as the operators number it.
+    """
+    check_tensor("target", target, LABELS)
+    check_same_device("target", target, "logits", logits)
+    weights = []
+    for name, tensor, shape in (
+        ("weight", weight, logits.shape[1:2]),
+        ("pixel_weight", pixel_weight, target.shape),
+    ):
+        if tensor is not None:
+            check_tensor(name, tensor, FLOATS)
+            check_same_device(name, tensor, "logits", logits)
+            if tensor.shape != shape:
+                raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+            if tensor.requires_grad and torch.is_grad_enabled():
+                raise ValueError(f"{name}: expected a tensor that does not require grad; the loss has no derivative for it")
+            tensor = tensor.to(reference.accumulate_dtype(logits.dtype))
+        weights.append(tensor)
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
+    if reduction not in reference.REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {', '.join(reference.REDUCTIONS)}, got {reduction!r}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
+    return *weights, reference.REDUCTIONS.index(reduction)
+
+
+def in_format(tensor, memory_format):
+    """``tensor`` itself where it already has this memory format, else a copy that has."""
+    return tensor.contiguous(memory_format=memory_format)
+
+
+def raises_on_labels(logits, check_labels):
+    """Whether the operator raises for a label out of range; unless told, where that needs no synchronisation."""
+    return logits.device.type == "cpu" if check_labels is None else bool(check_labels)
+
+
+def _either(dtypes):
+    names = [str(dtype) for dtype in dtypes]
+    return ", ".join(names[:-1]) + " or " + names[-1]
+
+
+__all__ = [
+    "BilinearGrid",
+    "_by",
+    "_pair",
+    "below_autograd",
+    "check_loss_arguments",
+    "check_map",
+    "check_same_device",
+    "check_tensor",
+    "in_format",
+    "raises_on_labels",
+    "register",
+    "resolve_grid",
+]

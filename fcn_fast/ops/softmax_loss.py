@@ -1,0 +1,107 @@
+"""Per-pixel softmax cross entropy with ignored labels."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from fcn_fast.ops._common import below_autograd, check_loss_arguments, check_tensor, FLOATS, LABELS, raises_on_labels, register
+from fcn_fast.reference import NONE, accumulate_dtype, memory_format
+
+
+def softmax_loss(
+    logits,
+    target,
+    weight=None,
+    *,
+    ignore_index=255,
+    reduction="mean",
+    label_smoothing=0.0,
+    pixel_weight=None,
+    check_labels=None,
+):
+    """Softmax cross entropy of every pixel, where pixels labelled ``ignore_index`` count for nothing.
+
+    The loss of a pixel is ``pixel_weight * weight[label] * -log_softmax(logits)[label]``, smoothed as in
+    ``torch.nn.functional.cross_entropy``.
+
+    Args:
+        logits: (N, C, *), float32, float64, bfloat16 or float16.
+        target: (N, *), uint8, int16, int32 or int64 labels from 0 to C - 1, or ignore_index.
+        weight: (C,) weight of each class.
+        ignore_index: the label that is left out; compared as int64.
+        reduction: ``"none"``; ``"mean"``, over the total weight of the pixels (Caffe's VALID); ``"sum"`` (NONE);
+            ``"full"``, over N * H * W (FULL); ``"batch"``, over N (BATCH_SIZE).
+        label_smoothing: from 0 to 1.
+        pixel_weight: (N, *) weight of each pixel.
+        check_labels: raise for a label that is neither a class nor ignore_index. By default on the CPU only; elsewhere
+            it costs a synchronisation. Unchecked, such a pixel's loss and gradient are NaN.
+
+    Returns:
+        float32 (float64 for float64 logits), under autocast or not: a scalar, or (N, *) for ``"none"``. Once
+        differentiable in logits; the gradient has their dtype and memory format and the same bits on every run.
+
+    Unlike F.cross_entropy: ignore_index is 255 unless given, half-precision logits give a float32 loss, a mean over
+    pixels of no weight is 0 with gradient 0 (there: NaN), and soft (floating-point) targets are not supported.
+
+    Raises:
+        TypeError: logits not floating point, target not of a label dtype, a weight that is no floating-point tensor.
+        ValueError: shapes or devices that do not fit, a label out of range, an unknown reduction.
+    """
+    check_tensor("logits", logits, FLOATS)
+    if logits.dim() < 2 or logits.shape[1] < 1:
+        raise ValueError(f"logits: expected shape (N, C, ...) with C >= 1, got {tuple(logits.shape)}")
+    check_tensor("target", target, LABELS)
+    if target.shape != logits.shape[:1] + logits.shape[2:]:
+        expected = tuple(logits.shape[:1] + logits.shape[2:])
+        raise ValueError(f"target: expected shape {expected}, got {tuple(target.shape)}")
+    weight, pixel_weight, code = check_loss_arguments(
+        logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing
+    )
+    check = raises_on_labels(logits, check_labels)
+    return _forward(logits, target, weight, pixel_weight, ignore_index, code, label_smoothing, check, False)[0]
+
+
+def _fake(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, with_grad):
+    dtype = accumulate_dtype(logits.dtype)
+    loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
+    saved = logits.new_empty((2, *target.shape) if with_grad else (0,), dtype=dtype)
+    return loss, saved, logits.new_empty((), dtype=dtype)
+
+
+def _backward_fake(
+    grad_output, logits, target, weight, pixel_weight, saved, total_weight, ignore_index, reduction, label_smoothing
+):
+    return torch.empty_like(logits, memory_format=memory_format(logits))
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, with_grad
+    ):
+        with_grad = with_grad or ctx.needs_input_grad[0]
+        with below_autograd():
+            loss, saved, total_weight = _forward(
+                logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, with_grad
+            )
+        ctx.mark_non_differentiable(saved, total_weight)
+        ctx.save_for_backward(logits, target, weight, pixel_weight, saved, total_weight)
+        ctx.rest = (ignore_index, reduction, label_smoothing)
+        return loss, saved, total_weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output, _saved, _total_weight):
+        return _backward(grad_output, *ctx.saved_tensors, *ctx.rest), *[None] * 8
+
+
+_forward = register(
+    "softmax_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, int reduction, "
+    "float label_smoothing, bool check_labels, bool with_grad) -> (Tensor loss, Tensor saved, Tensor total_weight)",
+    _fake,
+    _Forward.apply,
+)
+_backward = register(
+    "softmax_loss_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
+    "Tensor saved, Tensor total_weight, int ignore_index, int reduction, float label_smoothing) -> Tensor",
+    _backward_fake,
+)

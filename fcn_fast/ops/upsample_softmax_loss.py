@@ -1,0 +1,115 @@
+"""The softmax loss of upsampled logits that never holds them at full resolution."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from fcn_fast.ops._common import below_autograd, check_loss_arguments, check_map, check_tensor, LABELS, raises_on_labels, register, resolve_grid, _by
+from fcn_fast.reference import NONE, accumulate_dtype, memory_format
+
+
+def upsample_softmax_loss(
+    logits,
+    target,
+    weight=None,
+    *,
+    align_corners=False,
+    grid=None,
+    ignore_index=255,
+    reduction="mean",
+    label_smoothing=0.0,
+    pixel_weight=None,
+    check_labels=None,
+):
+    """``softmax_loss(bilinear_upsample(logits, target.shape[-2:]), target)`` without the upsampled logits.
+
+    Nothing of the size (N, C, H, W) is ever held: memory is that of the low-resolution logits. The upsampled values are
+    not rounded to half precision on the way.
+
+    Args:
+        logits: (N, C, h, w), float32, float64, bfloat16 or float16.
+        target: (N, H, W), uint8, int16, int32 or int64 labels from 0 to C - 1, or ignore_index.
+        align_corners: as in F.interpolate, to which target's size is the size.
+        grid: a :class:`BilinearGrid` from logits to target in its place.
+        weight, ignore_index, reduction, label_smoothing, pixel_weight, check_labels: as in :func:`softmax_loss`.
+
+    Returns:
+        As :func:`softmax_loss`: float32 (float64 for float64 logits), a scalar, or (N, H, W) for ``"none"``.
+
+    Raises:
+        TypeError, ValueError: as :func:`softmax_loss` and :func:`bilinear_upsample`; also for a grid whose size is not
+            target's.
+    """
+    check_map("logits", logits)
+    check_tensor("target", target, LABELS)
+    if target.dim() != 3 or target.shape[0] != logits.shape[0]:
+        raise ValueError(f"target: expected shape ({logits.shape[0]}, H, W), got {tuple(target.shape)}")
+    size = target.shape[-2:] if grid is None else None
+    grid = resolve_grid("logits", logits, size, None, align_corners, grid)
+    if target.shape[1] != grid.size[0] or target.shape[2] != grid.size[1]:
+        raise ValueError(f"grid: expected one to target's {_by(target.shape[-2:])}, got one to {_by(grid.size)}")
+    weight, pixel_weight, code = check_loss_arguments(
+        logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing
+    )
+    check = raises_on_labels(logits, check_labels)
+    numbers = grid.numbers()
+    return _forward(logits, target, weight, pixel_weight, numbers, ignore_index, code, label_smoothing, check, False)[0]
+
+
+def _fake(logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad):
+    dtype = accumulate_dtype(logits.dtype)
+    loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
+    if not with_grad:
+        saved = logits.new_empty((0,), dtype=dtype)
+    elif reduction == NONE:
+        saved = logits.new_empty((2, *target.shape), dtype=dtype)
+    else:
+        saved = torch.empty_like(logits, dtype=dtype, memory_format=memory_format(logits))
+    return loss, saved
+
+
+def _backward_fake(grad_output, logits, target, weight, pixel_weight, saved, grid, ignore_index, label_smoothing):
+    return torch.empty_like(logits, memory_format=memory_format(logits))
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
+    ):
+        with_grad = with_grad or ctx.needs_input_grad[0]
+        with below_autograd():
+            loss, saved = _forward(
+                logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
+            )
+        ctx.mark_non_differentiable(saved)
+        ctx.reduction, ctx.dtype = reduction, logits.dtype
+        if reduction == NONE:
+            ctx.save_for_backward(logits, target, weight, pixel_weight, saved)
+            ctx.rest = (grid, ignore_index, label_smoothing)
+        else:
+            ctx.save_for_backward(saved)
+        return loss, saved
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output, _saved):
+        if ctx.reduction == NONE:
+            grad = _backward(grad_output, *ctx.saved_tensors, *ctx.rest)
+        else:
+            # The loss is a scalar, so its gradient was made with it; only its scale was missing.
+            grad = (ctx.saved_tensors[0] * grad_output).to(ctx.dtype)
+        return grad, *[None] * 9
+
+
+_forward = register(
+    "upsample_softmax_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, SymInt[] grid, "
+    "int ignore_index, int reduction, float label_smoothing, bool check_labels, bool with_grad) "
+    "-> (Tensor loss, Tensor saved)",
+    _fake,
+    _Forward.apply,
+)
+_backward = register(
+    "upsample_softmax_loss_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, "
+    "Tensor? pixel_weight, Tensor saved, SymInt[] grid, int ignore_index, float label_smoothing) -> Tensor",
+    _backward_fake,
+)
