@@ -1,5 +1,6 @@
 """The sampling rule that every operation shares."""
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -85,11 +86,14 @@ class BilinearGrid:
             unit = (2 * size[0], 2 * size[1])
         else:
             factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-            if len(factors) != 2 or not all(0 < factor < float("inf") for factor in factors):
+            strange = (str, bool, type(None))
+            if len(factors) != 2 or not all(not isinstance(f, strange) and 0 < f < float("inf") for f in factors):
                 raise ValueError(f"scale_factor: expected a positive number or two, got {scale_factor}")
-            size = (int(in_size[0] * float(factors[0])), int(in_size[1] * float(factors[1])))
-            # src = (dst + 1/2) / factor - 1/2, the factor being p / q
-            p, q = zip(*(_as_ratio(factor) for factor in factors), strict=True)
+            # Not int(), which would fix a symbolic size for good.
+            size = (math.floor(in_size[0] * float(factors[0])), math.floor(in_size[1] * float(factors[1])))
+            # src = (dst + 1/2) / factor - 1/2, the factor being p / q; F.interpolate copies along an axis that keeps its
+            # size, whatever the factor.
+            p, q = zip(*((1, 1) if size[i] == in_size[i] else _as_ratio(factors[i]) for i in (0, 1)), strict=True)
             step = (2 * q[0], 2 * q[1])
             origin = (q[0] - p[0], q[1] - p[1])
             unit = (2 * p[0], 2 * p[1])

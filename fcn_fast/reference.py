@@ -36,11 +36,18 @@ def _taps(grid, axis, like):
     src = torch.arange(grid.size[axis], device=like.device) * grid.step[axis] + grid.origin[axis]
     low = torch.div(src, grid.unit[axis], rounding_mode="floor")
     remainder = src - low * grid.unit[axis]
-    indices = (low, low + 1)
+    indices = [low, low + 1]
     weights = [part.to(like.dtype) / grid.unit[axis] for part in (grid.unit[axis] - remainder, remainder)]
-    if grid.border == "zero":
-        weights = [w.masked_fill((i < 0) | (i > last), 0) for i, w in zip(indices, weights, strict=True)]
-    return [i.clamp(0, last) for i in indices], weights
+    outside = [(index < 0) | (index > last) for index in indices]
+    if grid.border == "clamp":
+        # Where one tap leaves the map, both read the edge pixel: the inner one counts whole.
+        weights = [
+            torch.where(gone, 0, torch.where(other_gone, 1, w))
+            for w, gone, other_gone in zip(weights, outside, reversed(outside), strict=True)
+        ]
+    else:
+        weights = [w.masked_fill(gone, 0) for w, gone in zip(weights, outside, strict=True)]
+    return [index.clamp(0, last) for index in indices], weights
 
 
 def _sample_axis(x, dim, grid):
@@ -192,19 +199,9 @@ def upsample_softmax_loss(
     x = _sample(logits.to(accumulate_dtype(logits.dtype)), grid)
     labels = _Labels(x, target, weight, pixel_weight, ignore_index, check_labels)
     loss, saved, _ = _softmax_loss(x, labels, reduction, label_smoothing)
-    if not with_grad:
+    if not with_grad or reduction == NONE:
         saved = x.new_empty(0)
-    elif reduction != NONE:
+    else:
         grad = _softmax_loss_backward(x.new_ones(()), x, labels, saved, reduction, label_smoothing)
         saved = _gather(grad, grid).contiguous(memory_format=memory_format(logits))
     return loss, saved
-
-
-def upsample_softmax_loss_backward(
-    grad_output, logits, target, weight, pixel_weight, saved, grid, ignore_index, label_smoothing
-):
-    grid = BilinearGrid.from_numbers(logits.shape[-2:], grid)
-    x = _sample(logits.to(accumulate_dtype(logits.dtype)), grid)
-    labels = _Labels(x, target, weight, pixel_weight, ignore_index, False)
-    grad = _gather(_softmax_loss_backward(grad_output, x, labels, saved, NONE, label_smoothing), grid)
-    return grad.to(logits.dtype).contiguous(memory_format=memory_format(logits))

@@ -92,6 +92,8 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
         raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
     if reduction not in reference.REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(reference.REDUCTIONS)}, got {reduction!r}")
+    if not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
     return *weights, reference.REDUCTIONS.index(reduction)

@@ -4,7 +4,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from fcn_fast.ops._common import below_autograd, check_loss_arguments, check_map, check_tensor, LABELS, raises_on_labels, register, resolve_grid, _by
-from fcn_fast.reference import NONE, accumulate_dtype, memory_format
+from fcn_fast.reference import NONE, SUM, accumulate_dtype, memory_format
 
 
 def upsample_softmax_loss(
@@ -58,17 +58,11 @@ def upsample_softmax_loss(
 def _fake(logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad):
     dtype = accumulate_dtype(logits.dtype)
     loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
-    if not with_grad:
+    if not with_grad or reduction == NONE:
         saved = logits.new_empty((0,), dtype=dtype)
-    elif reduction == NONE:
-        saved = logits.new_empty((2, *target.shape), dtype=dtype)
     else:
         saved = torch.empty_like(logits, dtype=dtype, memory_format=memory_format(logits))
     return loss, saved
-
-
-def _backward_fake(grad_output, logits, target, weight, pixel_weight, saved, grid, ignore_index, label_smoothing):
-    return torch.empty_like(logits, memory_format=memory_format(logits))
 
 
 class _Forward(torch.autograd.Function):
@@ -84,7 +78,7 @@ class _Forward(torch.autograd.Function):
         ctx.mark_non_differentiable(saved)
         ctx.reduction, ctx.dtype = reduction, logits.dtype
         if reduction == NONE:
-            ctx.save_for_backward(logits, target, weight, pixel_weight, saved)
+            ctx.save_for_backward(logits, target, weight, pixel_weight)
             ctx.rest = (grid, ignore_index, label_smoothing)
         else:
             ctx.save_for_backward(saved)
@@ -94,11 +88,15 @@ class _Forward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_output, _saved):
         if ctx.reduction == NONE:
-            grad = _backward(grad_output, *ctx.saved_tensors, *ctx.rest)
+            # The gradient of a sum of losses, weighted by what arrives for each.
+            logits, target, weight, pixel_weight = ctx.saved_tensors
+            grid, ignore_index, label_smoothing = ctx.rest
+            weights = grad_output if pixel_weight is None else grad_output * pixel_weight
+            _, grad = _forward(logits, target, weight, weights, grid, ignore_index, SUM, label_smoothing, False, True)
         else:
             # The loss is a scalar, so its gradient was made with it; only its scale was missing.
-            grad = (ctx.saved_tensors[0] * grad_output).to(ctx.dtype)
-        return grad, *[None] * 9
+            grad = ctx.saved_tensors[0] * grad_output
+        return grad.to(ctx.dtype), *[None] * 9
 
 
 _forward = register(
@@ -107,9 +105,4 @@ _forward = register(
     "-> (Tensor loss, Tensor saved)",
     _fake,
     _Forward.apply,
-)
-_backward = register(
-    "upsample_softmax_loss_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, "
-    "Tensor? pixel_weight, Tensor saved, SymInt[] grid, int ignore_index, float label_smoothing) -> Tensor",
-    _backward_fake,
 )

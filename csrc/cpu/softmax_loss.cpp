@@ -1,0 +1,174 @@
+// A tile is a run of pixels of one image, all classes. Forward copies it to a scratch that stays in cache (planes of a
+// power-of-two size would evict each other there), finds each pixel's largest logit on the way, then sums the
+// exponentials. Backward needs one pass: with largest and log-sum saved every gradient stands alone. Both are bound by
+// memory: one read forward; one read and one write backward.
+
+#include "cpu/labels.h"
+#include "cpu/ops.h"
+
+namespace fcn_fast::FCN_FAST_ISA {
+namespace {
+
+// The tiles of n images.
+struct Tiles {
+  int64_t pixels, tile, per_image, count;
+  Tiles(const Map& logits, int64_t element) : pixels(logits.h * logits.w) {
+    tile = smaller(larger((128 << 10) / (logits.c * element) / 64 * 64, int64_t(64)), int64_t(1024));
+    per_image = ceil_div(pixels, tile);
+    count = logits.n * per_image;
+  }
+};
+
+// Tile [first, first + size) of an image as rows of one class each, and each pixel's largest logit.
+template <class T, class A>
+void load_tile(const T* image, const Map& logits, int64_t pixels, int64_t first, int64_t size, int64_t stride, A* rows, A* largest) {
+  for (int64_t c = 0; c < logits.c; ++c) {
+    A* row = rows + c * stride;
+    if (logits.channels_last) {
+      for (int64_t p = 0; p < size; ++p) row[p] = to_arithmetic(image[(first + p) * logits.c + c]);
+    } else {
+      transform(row, size, [&](const auto& at) { return at(image + c * pixels + first); });
+    }
+    for (int64_t p = 0; p < size; p += kLanes<A>) {
+      const Vec<A> x = load(row + p);
+      store(largest + p, c == 0 ? x : vmax(x, load(largest + p)));
+    }
+  }
+}
+
+template <class T> BadLabel forward(const Map& logits, const Targets& targets, void* loss, void* saved, void* total_weight) {
+  using A = arithmetic_t<T>;
+  const LossRule<A> rule(targets, logits.c);
+  const Tiles tiles(logits, sizeof(A));
+  const Buffer<Partial> partials(tiles.count);
+  parallel(tiles.count, [&](int64_t begin, int64_t end) {
+    const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
+    const Buffer<A> rows(logits.c * stride), largest(stride), log_sum(stride), smoothed(stride);
+    // The lanes past a tile's end are computed and left; let them be numbers.
+    std::memset(rows, 0, logits.c * stride * sizeof(A));
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
+      const int64_t size = smaller(tiles.tile, tiles.pixels - first), at = n * tiles.pixels + first;
+      const T* image = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels;
+      load_tile(image, logits, tiles.pixels, first, size, stride, static_cast<A*>(rows), static_cast<A*>(largest));
+      for (int64_t p = 0; p < size; p += kLanes<A>) {
+        const Vec<A> shift = load(largest + p);
+        Vec<A> sum{}, smooth{};
+        for (int64_t c = 0; c < logits.c; ++c) {
+          const Vec<A> x = load(rows + c * stride + p) - shift;
+          sum += exp(x);
+          if (rule.smooth != 0) smooth += x * rule.class_weight()[c];
+        }
+        store(log_sum + p, log(sum));
+        store(smoothed + p, smooth);
+      }
+      Partial partial;
+      for (int64_t p = 0; p < size; ++p) {
+        const int32_t label = rule.label(at + p);
+        A value = 0;
+        if (label >= 0) {
+          const A weight = rule.class_weight()[label], pixel = rule.pixel_weight(at + p);
+          value = rule.hard * weight * (log_sum[p] - (rows[label * stride + p] - largest[p]));
+          if (rule.smooth != 0) value += rule.smooth * (rule.class_sum * log_sum[p] - smoothed[p]);
+          value *= pixel;
+          partial.weight += double(weight) * pixel;
+        } else if (label == kBad) {
+          value = A(NAN);
+          partial.bad = smaller(partial.bad, at + p);
+        }
+        if (targets.reduction == kNone) static_cast<A*>(loss)[at + p] = value;
+        else partial.loss += value;
+      }
+      partials[unit] = partial;
+      if (saved) {
+        A* out = static_cast<A*>(saved) + at;
+        std::memcpy(out, largest, size * sizeof(A));
+        std::memcpy(out + logits.n * tiles.pixels, log_sum, size * sizeof(A));
+      }
+    }
+  });
+  const Partial total = total_of(partials, tiles.count);
+  *static_cast<A*>(total_weight) = A(total.weight);
+  if (targets.reduction != kNone)
+    *static_cast<A*>(loss) = A(reduced(total, scale_of(targets.reduction, total.weight, logits.n, tiles.pixels)));
+  return {total.bad};
+}
+
+template <class T>
+void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targets& targets, const arithmetic_t<T>* saved,
+              double total_weight, const Map& grad) {
+  using A = arithmetic_t<T>;
+  const LossRule<A> rule(targets, logits.c);
+  const Tiles tiles(logits, sizeof(A));
+  const double scale = scale_of(targets.reduction, total_weight, logits.n, tiles.pixels);
+  parallel(tiles.count, [&](int64_t begin, int64_t end) {
+    const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
+    // A pixel's gradient is whole * softmax - even * class_weight, and less own at its label.
+    const Buffer<A> whole(stride), even(stride), own(stride), at_label(stride);
+    const Buffer<int32_t> labels(stride);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
+      const int64_t size = smaller(tiles.tile, tiles.pixels - first), at = n * tiles.pixels + first;
+      const T* image = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels;
+      T* out = static_cast<T*>(grad.data) + n * logits.c * tiles.pixels;
+      const A *largest = saved + at, *log_sum = largest + logits.n * tiles.pixels;
+      const auto element = [&](int64_t c, int64_t p) {
+        return logits.channels_last ? (first + p) * logits.c + c : c * tiles.pixels + first + p;
+      };
+      for (int64_t p = 0; p < size; ++p) {
+        const int32_t label = labels[p] = rule.label(at + p);
+        whole[p] = even[p] = own[p] = at_label[p] = 0;
+        if (label == kBad) whole[p] = A(NAN);
+        if (label < 0 || scale == 0) continue;
+        const A pixel = A(double(grad_output[targets.reduction == kNone ? at + p : 0]) * scale) * rule.pixel_weight(at + p);
+        own[p] = pixel * rule.hard * rule.class_weight()[label];
+        even[p] = pixel * rule.smooth;
+        whole[p] = own[p] + even[p] * rule.class_sum;
+        at_label[p] = to_arithmetic(image[element(label, p)]);
+      }
+      const auto gradient = [](Vec<A> x, Vec<A> largest, Vec<A> log_sum, Vec<A> whole) {
+        const Vec<A> value = whole * exp(x - largest - log_sum);
+        return whole == 0 ? Vec<A>{} : value;  // an ignored pixel has none, whatever its logits
+      };
+      if (logits.channels_last) {
+        for (int64_t p = 0; p < size; ++p)
+          transform(out + (first + p) * logits.c, logits.c, [&](const auto& load) {
+            const Vec<A> value = gradient(load(image + (first + p) * logits.c), splat(largest[p]), splat(log_sum[p]), splat(A(whole[p])));
+            return rule.smooth == 0 ? value : value - load(rule.class_weight()) * A(even[p]);
+          });
+      } else {
+        for (int64_t c = 0; c < logits.c; ++c)
+          transform(out + c * tiles.pixels + first, size, [&](const auto& load) {
+            const Vec<A> value = gradient(load(image + c * tiles.pixels + first), load(largest), load(log_sum), load(static_cast<const A*>(whole)));
+            return rule.smooth == 0 ? value : value - load(static_cast<const A*>(even)) * rule.class_weight()[c];
+          });
+      }
+      // The label's own element again, in full precision up to its one store.
+      for (int64_t p = 0; p < size; p += kLanes<A>)
+        store(at_label + p, gradient(load<A>(at_label + p), load(largest + p), load(log_sum + p), load<A>(whole + p)));
+      for (int64_t p = 0; p < size; ++p)
+        if (labels[p] >= 0)
+          out[element(labels[p], p)] = to_storage<T>(at_label[p] - own[p] - even[p] * rule.class_weight()[labels[p]]);
+    }
+  });
+}
+
+}  // namespace
+
+BadLabel softmax_loss(const Map& logits, const Targets& targets, void* loss, void* saved, void* total_weight) {
+  BadLabel bad;
+  dispatch(logits.type, [&](auto t) { bad = forward<decltype(t)>(logits, targets, loss, saved, total_weight); });
+  return bad;
+}
+
+void softmax_loss_backward(const void* grad_output, const Map& logits, const Targets& targets, const void* saved,
+                           const void* total_weight, const Map& grad) {
+  dispatch(logits.type, [&](auto t) {
+    using T = decltype(t);
+    using A = arithmetic_t<T>;
+    backward<T>(static_cast<const A*>(grad_output), logits, targets, static_cast<const A*>(saved),
+                double(*static_cast<const A*>(total_weight)), grad);
+  });
+}
+
+}  // namespace fcn_fast::FCN_FAST_ISA
