@@ -148,7 +148,12 @@ class BilinearGrid:
         """The grid whose :meth:`numbers` these are, over a coarse map of ``in_size``."""
         height, width, *rule, border = numbers
         return cls(
-            tuple(in_size), (height, width), tuple(rule[0:2]), tuple(rule[2:4]), tuple(rule[4:6]), ("clamp", "zero")[border]
+            tuple(in_size),
+            (height, width),
+            tuple(rule[0:2]),
+            tuple(rule[2:4]),
+            tuple(rule[4:6]),
+            ("clamp", "zero")[border],
         )
 
 

@@ -20,10 +20,10 @@ def accumulate_dtype(dtype):
 
 def memory_format(tensor):
     """channels_last if that is what the tensor's strides say; a layout that could be either counts as contiguous."""
-    channels_last = tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    channels_last = (
+        tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+    )
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
 
 
 def _taps(grid, axis, like):
@@ -102,8 +102,6 @@ def skip_fuse(coarse, skip, crop, grid):
 def upsample_argmax(logits, grid, dtype):
     grid = BilinearGrid.from_numbers(logits.shape[-2:], grid)
     return _sample(logits.to(accumulate_dtype(logits.dtype)), grid).argmax(1).to(dtype)
-
-
 
 
 class _Labels:

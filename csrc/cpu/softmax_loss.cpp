@@ -143,12 +143,16 @@ void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targe
             return rule.smooth == 0 ? value : value - load(static_cast<const A*>(even)) * rule.class_weight()[c];
           });
       }
-      // The label's own element again, in full precision up to its one store.
+      // The label's own element again, in full precision up to its one store: own * (softmax - 1), which keeps its
+      // digits where the softmax is almost 1.
       for (int64_t p = 0; p < size; p += kLanes<A>)
-        store(at_label + p, gradient(load<A>(at_label + p), load(largest + p), load(log_sum + p), load<A>(whole + p)));
-      for (int64_t p = 0; p < size; ++p)
-        if (labels[p] >= 0)
-          out[element(labels[p], p)] = to_storage<T>(at_label[p] - own[p] - even[p] * rule.class_weight()[labels[p]]);
+        store(at_label + p, exp(load<A>(at_label + p) - load(largest + p) - load(log_sum + p)));
+      for (int64_t p = 0; p < size; ++p) {
+        if (labels[p] < 0) continue;
+        A value = own[p] * (at_label[p] - 1);
+        if (rule.smooth != 0) value += even[p] * (rule.class_sum * at_label[p] - rule.class_weight()[labels[p]]);
+        out[element(labels[p], p)] = to_storage<T>(whole[p] == 0 ? A(0) : value);
+      }
     }
   });
 }

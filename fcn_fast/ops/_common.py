@@ -1,13 +1,14 @@
 """What the operations share: how one is registered, and how their arguments are checked."""
 
+import functools
+
 import torch
 
 from fcn_fast import reference
-from fcn_fast.grid import BilinearGrid, _by, _pair
+from fcn_fast.grid import BilinearGrid, _by
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
-INTEGERS = LABELS
 
 library = torch.library.Library("fcn_fast", "DEF")  # noqa: TOR901, one for the life of the process
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -85,7 +86,9 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
             if tensor.shape != shape:
                 raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
             if tensor.requires_grad and torch.is_grad_enabled():
-                raise ValueError(f"{name}: expected a tensor that does not require grad; the loss has no derivative for it")
+                raise ValueError(
+                    f"{name}: expected a tensor that does not require grad; the loss has no derivative for it"
+                )
             tensor = tensor.to(reference.accumulate_dtype(logits.dtype))
         weights.append(tensor)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
@@ -99,9 +102,26 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
     return *weights, reference.REDUCTIONS.index(reduction)
 
 
-def in_format(tensor, memory_format):
-    """``tensor`` itself where it already has this memory format, else a copy that has."""
-    return tensor.contiguous(memory_format=memory_format)
+def first_derivative_only(operation):
+    """Decorates the backward, with one gradient to give, of an operation: differentiating that is a clear error.
+
+    torch's once_differentiable sees only whether the incoming gradient requires grad, so that a second derivative in
+    the operation's inputs would quietly be none.
+    """
+
+    def decorate(backward):
+        @functools.wraps(backward)
+        def wrapper(ctx, *grads):
+            with torch.no_grad():
+                grad, *nothing = backward(ctx, *grads)
+            if torch.is_grad_enabled():
+                message = f"fcn_fast.ops.{operation} has no second derivative"
+                grad = torch._C._functions.DelayedError(message.encode(), 1)(grad.detach().requires_grad_())
+            return grad, *nothing
+
+        return wrapper
+
+    return decorate
 
 
 def raises_on_labels(logits, check_labels):
@@ -112,19 +132,3 @@ def raises_on_labels(logits, check_labels):
 def _either(dtypes):
     names = [str(dtype) for dtype in dtypes]
     return ", ".join(names[:-1]) + " or " + names[-1]
-
-
-__all__ = [
-    "BilinearGrid",
-    "_by",
-    "_pair",
-    "below_autograd",
-    "check_loss_arguments",
-    "check_map",
-    "check_same_device",
-    "check_tensor",
-    "in_format",
-    "raises_on_labels",
-    "register",
-    "resolve_grid",
-]

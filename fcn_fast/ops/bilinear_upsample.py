@@ -2,7 +2,7 @@
 
 import torch
 
-from fcn_fast.ops._common import below_autograd, check_map, in_format, register, resolve_grid
+from fcn_fast.ops._common import below_autograd, check_map, register, resolve_grid
 from fcn_fast.reference import memory_format
 
 
@@ -53,7 +53,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        return backward(in_format(grad_output, ctx.format), ctx.in_size, ctx.grid), None
+        return backward(grad_output.contiguous(memory_format=ctx.format), ctx.in_size, ctx.grid), None
 
 
 class _Backward(torch.autograd.Function):
@@ -65,7 +65,7 @@ class _Backward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        return _forward(in_format(grad, ctx.format), ctx.grid), None, None
+        return _forward(grad.contiguous(memory_format=ctx.format), ctx.grid), None, None
 
 
 _forward = register("bilinear_upsample(Tensor input, SymInt[] grid) -> Tensor", _fake, _Forward.apply)

@@ -3,13 +3,11 @@
 import torch
 import torch.nn.functional as F
 
+from fcn_fast.grid import _by, _pair
 from fcn_fast.ops._common import (
-    _by,
-    _pair,
     below_autograd,
     check_map,
     check_same_device,
-    in_format,
     register,
     resolve_grid,
 )
@@ -77,7 +75,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx, grad_output):
         grad_coarse = grad_skip = None
         if ctx.needs_input_grad[0]:
-            grad_coarse = upsample_backward(in_format(grad_output, ctx.format), ctx.in_size, ctx.grid)
+            grad_coarse = upsample_backward(grad_output.contiguous(memory_format=ctx.format), ctx.in_size, ctx.grid)
         if ctx.needs_input_grad[1]:
             (top, left), (height, width) = ctx.crop, ctx.skip_size
             bottom, right = height - top - ctx.grid[0], width - left - ctx.grid[1]
@@ -87,4 +85,6 @@ class _Forward(torch.autograd.Function):
         return grad_coarse, grad_skip, None, None
 
 
-_forward = register("skip_fuse(Tensor coarse, Tensor skip, SymInt[] crop, SymInt[] grid) -> Tensor", _fake, _Forward.apply)
+_forward = register(
+    "skip_fuse(Tensor coarse, Tensor skip, SymInt[] crop, SymInt[] grid) -> Tensor", _fake, _Forward.apply
+)

@@ -1,9 +1,17 @@
 """Per-pixel softmax cross entropy with ignored labels."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from fcn_fast.ops._common import below_autograd, check_loss_arguments, check_tensor, FLOATS, LABELS, raises_on_labels, register
+from fcn_fast.ops._common import (
+    FLOATS,
+    LABELS,
+    below_autograd,
+    check_loss_arguments,
+    check_tensor,
+    first_derivative_only,
+    raises_on_labels,
+    register,
+)
 from fcn_fast.reference import NONE, accumulate_dtype, memory_format
 
 
@@ -89,7 +97,7 @@ class _Forward(torch.autograd.Function):
         return loss, saved, total_weight
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("softmax_loss")
     def backward(ctx, grad_output, _saved, _total_weight):
         return _backward(grad_output, *ctx.saved_tensors, *ctx.rest), *[None] * 8
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from fcn_fast.ops._common import INTEGERS, check_map, register, resolve_grid
+from fcn_fast.ops._common import LABELS, check_map, register, resolve_grid
 
 
 def upsample_argmax(logits, size=None, scale_factor=None, *, align_corners=False, grid=None, dtype=torch.uint8):
@@ -22,7 +22,7 @@ def upsample_argmax(logits, size=None, scale_factor=None, *, align_corners=False
         ValueError: as :func:`bilinear_upsample`, or more classes than dtype holds.
     """
     check_map("logits", logits)
-    if dtype not in INTEGERS:
+    if dtype not in LABELS:
         raise TypeError(f"dtype: expected torch.uint8, torch.int16, torch.int32 or torch.int64, got {dtype}")
     if logits.shape[1] - 1 > torch.iinfo(dtype).max:
         raise ValueError(

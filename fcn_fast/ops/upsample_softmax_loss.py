@@ -1,9 +1,19 @@
 """The softmax loss of upsampled logits that never holds them at full resolution."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from fcn_fast.ops._common import below_autograd, check_loss_arguments, check_map, check_tensor, LABELS, raises_on_labels, register, resolve_grid, _by
+from fcn_fast.grid import _by
+from fcn_fast.ops._common import (
+    LABELS,
+    below_autograd,
+    check_loss_arguments,
+    check_map,
+    check_tensor,
+    first_derivative_only,
+    raises_on_labels,
+    register,
+    resolve_grid,
+)
 from fcn_fast.reference import NONE, SUM, accumulate_dtype, memory_format
 
 
@@ -55,7 +65,9 @@ def upsample_softmax_loss(
     return _forward(logits, target, weight, pixel_weight, numbers, ignore_index, code, label_smoothing, check, False)[0]
 
 
-def _fake(logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad):
+def _fake(
+    logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
+):
     dtype = accumulate_dtype(logits.dtype)
     loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
     if not with_grad or reduction == NONE:
@@ -68,12 +80,31 @@ def _fake(logits, target, weight, pixel_weight, grid, ignore_index, reduction, l
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
+        ctx,
+        logits,
+        target,
+        weight,
+        pixel_weight,
+        grid,
+        ignore_index,
+        reduction,
+        label_smoothing,
+        check_labels,
+        with_grad,
     ):
         with_grad = with_grad or ctx.needs_input_grad[0]
         with below_autograd():
             loss, saved = _forward(
-                logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
+                logits,
+                target,
+                weight,
+                pixel_weight,
+                grid,
+                ignore_index,
+                reduction,
+                label_smoothing,
+                check_labels,
+                with_grad,
             )
         ctx.mark_non_differentiable(saved)
         ctx.reduction, ctx.dtype = reduction, logits.dtype
@@ -85,7 +116,7 @@ class _Forward(torch.autograd.Function):
         return loss, saved
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("upsample_softmax_loss")
     def backward(ctx, grad_output, _saved):
         if ctx.reduction == NONE:
             # The gradient of a sum of losses, weighted by what arrives for each.
