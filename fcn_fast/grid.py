@@ -91,8 +91,8 @@ class BilinearGrid:
                 raise ValueError(f"scale_factor: expected a positive number or two, got {scale_factor}")
             # Not int(), which would fix a symbolic size for good.
             size = (math.floor(in_size[0] * float(factors[0])), math.floor(in_size[1] * float(factors[1])))
-            # src = (dst + 1/2) / factor - 1/2, the factor being p / q; F.interpolate copies along an axis that keeps its
-            # size, whatever the factor.
+            # src = (dst + 1/2) / factor - 1/2, the factor being p / q; F.interpolate copies along an axis that keeps
+            # its size, whatever the factor.
             p, q = zip(*((1, 1) if size[i] == in_size[i] else _as_ratio(factors[i]) for i in (0, 1)), strict=True)
             step = (2 * q[0], 2 * q[1])
             origin = (q[0] - p[0], q[1] - p[1])
@@ -140,7 +140,7 @@ class BilinearGrid:
         return cls(in_size, size, (2, 2), origin, (2 * stride, 2 * stride), "zero")
 
     def numbers(self):
-        """The rule as the operators take it: size, step, origin, unit, each (vertical, horizontal), and border (0 or 1)."""
+        """The rule as the operators take it: size, step, origin and unit, each twice, and border (1 for zero)."""
         return [*self.size, *self.step, *self.origin, *self.unit, int(self.border == "zero")]
 
     @classmethod

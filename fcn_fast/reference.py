@@ -29,7 +29,7 @@ def memory_format(tensor):
 def _taps(grid, axis, like):
     """Along one axis: for each output pixel, the coarse indices of its two taps and their weights.
 
-    Returns (indices, weights), two pairs of 1-d tensors; a tap outside a zero border has weight 0 and some index inside.
+    Returns (indices, weights), two pairs of 1-d tensors; a tap outside a zero border has weight 0, an index inside.
     """
     last = grid.in_size[axis] - 1
     # The quotient of whole numbers is the one rounding of a weight.

@@ -62,7 +62,7 @@ def resolve_grid(name, tensor, size, scale_factor, align_corners, grid):
         raise ValueError("grid: expected no size, scale_factor or align_corners=True beside it, which it replaces")
     if tensor.shape[2] != grid.in_size[0] or tensor.shape[3] != grid.in_size[1]:
         raise ValueError(
-            f"grid: expected one for a coarse map of {_by(tensor.shape[-2:])}, the size of {name}, got one for {_by(grid.in_size)}"
+            f"grid: expected one for the {_by(tensor.shape[-2:])} pixels of {name}, got one for {_by(grid.in_size)}"
         )
     return grid
 

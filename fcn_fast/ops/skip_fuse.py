@@ -53,7 +53,8 @@ def skip_fuse(coarse, skip, *, crop=0, align_corners=False, grid=None):
     grid = resolve_grid("coarse", coarse, size, None, align_corners, grid)
     if grid.size[0] > height or grid.size[1] > width:
         raise ValueError(
-            f"crop, grid: expected a window inside the skip's {_by(skip.shape[-2:])}, got {_by(grid.size)} at {top},{left}"
+            f"crop, grid: expected a window inside the skip's {_by(skip.shape[-2:])}, "
+            f"got {_by(grid.size)} at {top},{left}"
         )
     return _forward(coarse, skip, (top, left), grid.numbers())
 
