@@ -1,0 +1,89 @@
+"""The command ``fcn-fast``."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import fcn_fast
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def main(argv=None):
+    """Run the command.
+
+    Args:
+        argv: arguments after the command's name; those of the process unless given.
+
+    Returns:
+        The exit code: 0, 1 where results disagree, 2 where an input cannot be used (one line on stderr says why).
+    """
+    arguments = _parser().parse_args(argv)
+    # Pillow and matplotlib are imported only where they are used.
+    from fcn_fast.data.images import InputError
+
+    try:
+        return arguments.command(arguments)
+    except InputError as error:
+        print(f"fcn-fast: {error}", file=sys.stderr)
+        return 2
+
+
+def _demo(arguments):
+    from fcn_fast import demo
+
+    return demo.run(arguments.image, arguments.out, arguments.size, arguments.device, arguments.rounds)
+
+
+def _env(_arguments):
+    from fcn_fast import env
+
+    print(env.report())
+    return 0
+
+
+def _parser():
+    parser = _Parser(prog="fcn-fast", description="The pixel end of segmentation networks, made fast.")
+    parser.add_argument("--version", action="version", version=f"fcn_fast {fcn_fast.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="run FCN-8s on a photograph, with eager PyTorch and with fcn_fast, and time both",
+        description="Run FCN-8s on a photograph, with eager PyTorch and with fcn_fast, check that they agree, print "
+        "the time of each stage, and write the labels and a plot of the stages as PNG.",
+    )
+    demo.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="a JPEG or PNG; a photograph unless given")
+    demo.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the PNGs go (default: here)")
+    demo.add_argument("--size", type=_whole(1, 4096), default=500, help="side of the image in pixels (default: 500)")
+    demo.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    demo.add_argument("--rounds", type=_whole(1, 1000), metavar="N", help="rounds to measure (default: 3, on CUDA 20)")
+    demo.set_defaults(command=_demo)
+
+    env = commands.add_parser("env", help="show versions, devices and which kernels run")
+    env.set_defaults(command=_env)
+    return parser
+
+
+def _whole(low, high):
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text}")
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

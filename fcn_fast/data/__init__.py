@@ -1,0 +1,1 @@
+"""Images, and what the data sets say of their classes."""

@@ -1,0 +1,117 @@
+"""What every test stands on: the installed compiled module, a seed that can be replayed, the devices."""
+
+import functools
+import importlib.metadata
+import json
+import os
+import random
+import warnings
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import pytest
+import torch
+
+SEED = int(os.environ.get("FCN_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
+ALLOW_REFERENCE = os.environ.get("FCN_FAST_ALLOW_REFERENCE") == "1"
+OPERATORS = (
+    "bilinear_upsample",
+    "bilinear_upsample_backward",
+    "skip_fuse",
+    "softmax_loss",
+    "softmax_loss_backward",
+    "upsample_softmax_loss",
+    "upsample_argmax",
+)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # without a compiled module the package warns, and pytest_configure refuses
+    import fcn_fast
+
+
+def wrong_module():
+    """Why these tests would not test the installed compiled module; empty where they do."""
+    try:
+        distribution = importlib.metadata.distribution("fcn_fast")
+    except importlib.metadata.PackageNotFoundError:
+        return "fcn_fast is not installed"
+    folder = Path(str(distribution.locate_file("fcn_fast")))
+    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
+        folder = Path(url2pathname(urlsplit(origin["url"]).path), "fcn_fast")
+    if fcn_fast._C is None:
+        return f"{fcn_fast.__file__} has no compiled module"
+    for module in (fcn_fast, fcn_fast._C):
+        if Path(module.__file__).resolve().parent != folder.resolve():
+            return f"{module.__file__} was imported, but fcn_fast is installed in {folder}"
+    return ""
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "isa: runs again with the kernels of every instruction set")
+    reason = wrong_module()
+    if reason and not ALLOW_REFERENCE:
+        raise pytest.UsageError(
+            f"these tests would not test the installed kernels: {reason}. Install with: pip install . "
+            "(FCN_FAST_ALLOW_REFERENCE=1 tests without them)"
+        )
+
+
+def pytest_report_header(config):
+    facts = fcn_fast._C.build_facts() if fcn_fast._C else "no compiled module"
+    return [f"fcn_fast: {facts}", f"torch: {torch.__version__}, seed: {SEED} (replay with FCN_FAST_TEST_SEED={SEED})"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Fresh random numbers in every session; the number that brings them back stands in the report of a failure."""
+    print(f"FCN_FAST_TEST_SEED={SEED}")
+    torch.manual_seed(SEED)
+    return SEED
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return request.param
+
+
+@pytest.fixture(params=["kernel", "reference"])
+def implementation(request, device):
+    """The kernels of this device, or the reference in their place, under the same public functions."""
+    if request.param == "kernel":
+        yield request.param
+        return
+    library = torch.library.Library("fcn_fast", "IMPL")  # noqa: TOR901, taken back below
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a kernel already is the point
+        for name in OPERATORS:
+            library.impl(name, getattr(fcn_fast.reference, name), device.upper())
+    yield request.param
+    library._destroy()
+
+
+@pytest.fixture
+def deterministic():
+    """Deterministic algorithms, without a warning; PyTorch then fills fresh memory with NaN, so what a kernel forgets shows."""
+    torch.use_deterministic_algorithms(True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*determinis")
+        yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def set_num_threads():
+    threads = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compile():
+    """torch.compile, which must take the whole function; forgets what other tests compiled."""
+    torch.compiler.reset()
+    return functools.partial(torch.compile, fullgraph=True)

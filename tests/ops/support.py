@@ -1,0 +1,238 @@
+"""What the tests of the operations share: grids, layouts, PyTorch's own answers, and how near to them to come."""
+
+import random
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from fcn_fast import BilinearGrid
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced")
+REDUCTIONS = ("none", "mean", "sum", "full", "batch")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A grid, and how PyTorch samples it: F.interpolate's arguments, or those of BilinearGrid.deconvolution."""
+
+    in_size: tuple
+    interpolate: dict = field(default_factory=dict)
+    deconvolution: dict = field(default_factory=dict)
+
+    @property
+    def grid(self):
+        if self.deconvolution:
+            return BilinearGrid.deconvolution(self.in_size, **self.deconvolution)
+        return BilinearGrid.interpolate(self.in_size, **self.interpolate)
+
+    @property
+    def options(self):
+        """The keyword arguments that say this to an operation."""
+        return self.interpolate or {"grid": self.grid}
+
+    def torch(self, x):
+        if self.interpolate:
+            return F.interpolate(x, mode="bilinear", **self.interpolate)
+        stride, crop = self.deconvolution["stride"], self.deconvolution.get("crop", 0)
+        kernel = self.deconvolution.get("kernel", 2 * stride - stride % 2)
+        top, left = crop if isinstance(crop, tuple) else (crop, crop)
+        weight = bilinear_filler(kernel).to(x).view(1, 1, kernel, kernel)
+        # Every map by itself: as groups of one convolution this is slow.
+        full = F.conv_transpose2d(x.flatten(0, 1).unsqueeze(1), weight, stride=stride)
+        full = full.view(*x.shape[:2], *full.shape[2:])
+        height, width = self.deconvolution.get("size", (full.shape[2] - top, full.shape[3] - left))
+        return full[:, :, top : top + height, left : left + width]
+
+    def __str__(self):
+        arguments = (self.interpolate or self.deconvolution).items()
+        return "x".join(map(str, self.in_size)) + "-" + ",".join(f"{k}={v}" for k, v in arguments).replace(" ", "")
+
+
+def bilinear_filler(kernel):
+    """Caffe's: w(x) = 1 - |x / f - c| with f = ceil(k / 2), c = (k - 1) / (2 f), along both axes."""
+    f = (kernel + 1) // 2
+    w = 1 - (torch.arange(kernel, dtype=torch.float64) / f - (kernel - 1) / (2 * f)).abs()
+    return w[:, None] * w
+
+
+def interpolation(in_size, **options):
+    return Sampling(in_size, interpolate=options)
+
+
+def deconvolution(in_size, stride, **options):
+    return Sampling(in_size, deconvolution={"stride": stride, **options})
+
+
+SAMPLINGS = (
+    interpolation((4, 5), size=(32, 40)),
+    interpolation((7, 9), size=(20, 31)),
+    interpolation((16, 17), size=(5, 6)),
+    interpolation((6, 8), size=(6, 8)),
+    interpolation((5, 1), size=(3, 8)),
+    interpolation((1, 1), size=(7, 5)),
+    interpolation((1, 1), size=(1, 1)),
+    interpolation((5, 7), size=(17, 9), align_corners=True),
+    interpolation((17, 9), size=(5, 7), align_corners=True),
+    interpolation((4, 4), size=(1, 6), align_corners=True),
+    interpolation((1, 1), size=(4, 3), align_corners=True),
+    interpolation((3, 70), scale_factor=2),
+    interpolation((9, 8), scale_factor=2.5),
+    interpolation((7, 11), scale_factor=(1.3, 3.7)),
+    interpolation((13, 12), scale_factor=0.6),
+    interpolation((4, 12), scale_factor=(1.2, 1.9)),
+    interpolation((5, 6), scale_factor=3, align_corners=True),
+    deconvolution((5, 7), 2, kernel=4),
+    deconvolution((16, 16), 2, kernel=4, crop=5, size=(25, 24)),
+    deconvolution((7, 6), 8, kernel=16, crop=(31, 13), size=(33, 40)),
+    deconvolution((4, 5), 16, kernel=32, crop=27, size=(50, 43)),
+    deconvolution((3, 2), 32, kernel=64, crop=19, size=(70, 64)),
+    deconvolution((3, 2), 32, kernel=63, crop=18),
+    deconvolution((6, 5), 3, kernel=5, crop=(1, 2)),
+    deconvolution((1, 1), 4),
+    deconvolution((4, 3), 1),
+)
+# Where the grid is not the point: one of each kind, with edges on every side.
+CLAMPED = SAMPLINGS[1]
+ZERO = SAMPLINGS[23]
+FEW = (SAMPLINGS[0], CLAMPED, SAMPLINGS[7], SAMPLINGS[19], ZERO)
+
+
+def random_samplings(seed, count):
+    pick = random.Random(seed)
+    for _ in range(count):
+        in_size = pick.randint(1, 12), pick.randint(1, 40)
+        kind = pick.choice(("size", "scale_factor", "deconvolution"))
+        if kind == "size":
+            size = pick.randint(1, 40), pick.randint(1, 80)
+            yield interpolation(in_size, size=size, align_corners=pick.random() < 0.4)
+        elif kind == "scale_factor":
+            factor = tuple(pick.uniform(1 / n, 5) for n in in_size)
+            yield interpolation(in_size, scale_factor=factor)
+        else:
+            stride = pick.randint(1, 9)
+            kernel = 2 * stride - pick.randint(0, 1)
+            full = [stride * (n - 1) + kernel for n in in_size]
+            crop = tuple(pick.randint(0, n - 1) for n in full)
+            size = tuple(pick.randint(1, n - c) for n, c in zip(full, crop, strict=True))
+            yield deconvolution(in_size, stride, kernel=kernel, crop=crop, size=size)
+
+
+def randn(*shape, dtype=torch.float32, device="cpu", layout="contiguous"):
+    return laid_out(torch.randn(shape, dtype=torch.float64).to(device, dtype), layout)
+
+
+def laid_out(x, layout):
+    """The same values under other strides."""
+    if layout == "contiguous":
+        return x.contiguous()
+    if layout == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    wide = x.new_full((*x.shape[:-2], x.shape[-2] + 3, 2 * x.shape[-1] + 1), float("nan"))
+    wide[..., 1:-2, 1::2] = x
+    return wide[..., 1:-2, 1::2]
+
+
+def has_layout(result, layout):
+    """Whether result has the memory format that an input of this layout asks for: channels_last, or else contiguous."""
+    expected = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    return result.is_contiguous(memory_format=expected)
+
+
+def with_grad(function, inputs, grad_output):
+    """function(*inputs), and the gradient of each input, in the strides that backward gives it."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    output = function(*inputs)
+    return output.detach(), *torch.autograd.grad(output, inputs, grad_output)
+
+
+def exactly(function, inputs, grad_output):
+    """with_grad in float64 on the CPU."""
+    return with_grad(function, [x.double().cpu() for x in inputs], grad_output.double().cpu())
+
+
+def assert_near(actual, exact, plain=None):
+    """actual is within 1e-6 of exact, relative to the largest (1e-12 in float64).
+
+    In half precision: within twice the error of plain, PyTorch's own answer, or half a unit in the last place.
+    """
+    assert actual.shape == exact.shape
+    if not exact.numel():
+        return
+    error = (actual.double().cpu() - exact).abs().max().item()
+    relative = {torch.float32: 1e-6, torch.float64: 1e-12}.get(actual.dtype) or torch.finfo(actual.dtype).eps / 2
+    allowed = relative * exact.abs().max().item()
+    if actual.dtype in HALF:
+        allowed = max(allowed, 2 * (plain.double().cpu() - exact).abs().max().item())
+    assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_all_near(actual, exact, plain=None):
+    for i, (a, e) in enumerate(zip(actual, exact, strict=True)):
+        assert_near(a, e, plain and plain[i])
+
+
+def labels(*shape, classes, dtype=torch.int64, ignore_index=255, device="cpu"):
+    """Random labels, a fifth of them ignored."""
+    target = torch.randint(classes, shape).to(dtype)
+    return torch.where(torch.rand(shape) < 0.2, ignore_index, target).to(device, dtype)
+
+
+def torch_loss(
+    logits, target, weight=None, ignore_index=255, reduction="mean", label_smoothing=0.0, pixel_weight=None
+):
+    """F.cross_entropy, with the reductions and the pixel weights that it lacks."""
+    target = target.to(logits.device).long()
+    weight = None if weight is None else weight.to(logits)
+    options = {"weight": weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    if reduction == "mean" and pixel_weight is None:
+        return F.cross_entropy(logits, target, **options)
+    loss = F.cross_entropy(logits, target, reduction="none", **options)
+    if pixel_weight is not None:
+        loss = loss * pixel_weight.to(loss)
+    if reduction == "none":
+        return loss
+    if reduction == "mean":
+        valid = target != ignore_index
+        total = torch.ones(logits.shape[1]).to(logits) if weight is None else weight
+        return loss.sum() / (total[target[valid]] * pixel_weight.to(loss)[valid]).sum()
+    return loss.sum() / {"sum": 1, "full": target.numel(), "batch": target.shape[0]}[reduction]
+
+
+def loss_options(name, target, classes):
+    """The options of both losses that are worth a test, by name."""
+    weight = torch.rand(classes, dtype=torch.float64, device=target.device) + 0.1
+    pixel_weight = torch.rand(target.shape, dtype=torch.float64, device=target.device)
+    return {
+        "plain": {},
+        "weight": {"weight": weight},
+        "pixel_weight": {"pixel_weight": pixel_weight},
+        "label_smoothing": {"label_smoothing": 0.1},
+        "all": {"weight": weight, "pixel_weight": pixel_weight, "label_smoothing": 0.3},
+        "ignore_index=-100": {"ignore_index": -100},
+        "ignore_index=0": {"ignore_index": 0},
+    }[name]
+
+
+LOSS_OPTIONS = ("plain", "weight", "pixel_weight", "label_smoothing", "all", "ignore_index=-100", "ignore_index=0")
+
+
+def loss_grad_output(target, reduction):
+    shape = target.shape if reduction == "none" else ()
+    return torch.randn(shape, dtype=torch.float64).to(target.device)
+
+
+def same_bits(function, set_num_threads):
+    """Whether function() gives the same tensors three times over, and on one thread as on two."""
+    set_num_threads(2)
+    first = function()
+    for threads in (2, 2, 1):
+        set_num_threads(threads)
+        for a, b in zip(first, function(), strict=True):
+            if not torch.equal(a, b):
+                return False
+    return True
