@@ -135,7 +135,7 @@ def ninja_file(build_dir, torch, cxx, nvcc, archs):
     link = ["-bundle", "-undefined", "dynamic_lookup"]
     if sys.platform != "darwin":
         # No rpath: the package imports torch first, so the loader has torch's libraries by then.
-        link = ["-shared", "-s", "-Wl,--as-needed", f"-L{torch.root / 'lib'}", "-ltorch_cpu"]
+        link = ["-shared", "-Wl,--as-needed", f"-L{torch.root / 'lib'}", "-ltorch_cpu"]
     if nvcc:
         host = ["-ccbin", compiler_program(cxx), "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         for source in sorted(Path("csrc/cuda").glob("*.cu")):

@@ -59,16 +59,6 @@ template <class F> void parallel(int64_t n, const F& body) {
                [](void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); });
 }
 
-// Element i of a list of labels, widened.
-FCN_FAST_INLINE int64_t label_at(const void* labels, Type type, int64_t i) {
-  switch (type) {
-    case Type::u8: return static_cast<const uint8_t*>(labels)[i];
-    case Type::i16: return static_cast<const int16_t*>(labels)[i];
-    case Type::i32: return static_cast<const int32_t*>(labels)[i];
-    default: return static_cast<const int64_t*>(labels)[i];
-  }
-}
-
 // Where the two taps of every output pixel of an axis lie, and what they weigh. Both indices are inside the map; a tap
 // of weight zero points where its partner does.
 template <class A> struct Taps {

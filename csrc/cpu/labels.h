@@ -7,6 +7,12 @@ namespace fcn_fast::FCN_FAST_ISA {
 
 inline constexpr int32_t kIgnored = -1, kBad = -2;
 
+// The sums of one tile. Tiles are the same whatever the thread count, and are added in order.
+struct Partial {
+  double loss = 0, weight = 0;
+  int64_t bad = INT64_MAX;
+};
+
 // How the loss of a pixel is put together, all classes alike:
 // loss = pixel * (hard * (lse - x[label]) + smooth * (class_sum * lse - sum of class_weight * x)).
 template <class A> class LossRule {
@@ -23,28 +29,67 @@ template <class A> class LossRule {
   }
 
   const A* class_weight() const { return class_weight_; }
-  // Label i as a class, kIgnored or kBad.
-  int32_t label(int64_t i) const {
-    const int64_t label = label_at(targets_.labels, targets_.type, i);
-    if (label == targets_.ignore_index) return kIgnored;
-    return label < 0 || label >= classes_ ? kBad : int32_t(label);
+
+  // The classes of a run of pixels, kIgnored or kBad.
+  void labels(int64_t first, int64_t count, int32_t* label) const {
+    switch (targets_.type) {
+      case Type::u8: return read_labels(static_cast<const uint8_t*>(targets_.labels) + first, count, label);
+      case Type::i16: return read_labels(static_cast<const int16_t*>(targets_.labels) + first, count, label);
+      case Type::i32: return read_labels(static_cast<const int32_t*>(targets_.labels) + first, count, label);
+      default: return read_labels(static_cast<const int64_t*>(targets_.labels) + first, count, label);
+    }
   }
-  A pixel_weight(int64_t i) const {
-    return targets_.pixel_weight ? static_cast<const A*>(targets_.pixel_weight)[i] : A(1);
+
+  // What a run of pixels needs. label: its class, kIgnored or kBad; own: what its class's -log softmax counts;
+  // NaN for a bad label, 0 for an ignored one; even: what every class's counts, smoothed.
+  void read(int64_t first, int64_t count, int32_t* label, A* own, A* even) const {
+    labels(first, count, label);
+    for (int64_t i = 0; i < count; ++i) own[i] = label[i] >= 0 ? hard : (label[i] == kBad ? A(NAN) : A(0));
+    if (targets_.class_weight)
+      for (int64_t i = 0; i < count; ++i) own[i] *= class_weight_[larger(label[i], 0)];
+    if (smooth != 0)
+      for (int64_t i = 0; i < count; ++i) even[i] = label[i] >= 0 ? smooth : A(0);
+    if (!targets_.pixel_weight) return;
+    const A* weight = static_cast<const A*>(targets_.pixel_weight) + first;
+    for (int64_t i = 0; i < count; ++i) own[i] = own[i] == 0 ? own[i] : own[i] * weight[i];
+    if (smooth != 0)
+      for (int64_t i = 0; i < count; ++i) even[i] = even[i] == 0 ? even[i] : even[i] * weight[i];
+  }
+
+  // The total weight of these pixels, and the first label out of range.
+  Partial count(int64_t first, int64_t count, const int32_t* label) const {
+    Partial partial;
+    int64_t valid = 0, bad = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      valid += label[i] >= 0;
+      bad += label[i] == kBad;
+    }
+    partial.weight = double(valid);
+    if (targets_.class_weight || targets_.pixel_weight) {
+      const A* weight = static_cast<const A*>(targets_.pixel_weight);
+      partial.weight = 0;
+      for (int64_t i = 0; i < count; ++i)
+        if (label[i] >= 0) partial.weight += double(class_weight_[label[i]]) * (weight ? weight[first + i] : A(1));
+    }
+    for (int64_t i = 0; bad && i < count; ++i)
+      if (label[i] == kBad) partial.bad = smaller(partial.bad, first + i);
+    return partial;
   }
 
   A hard, smooth, class_sum;
 
  private:
+  template <class L> void read_labels(const L* labels, int64_t count, int32_t* label) const {
+    const int64_t ignored = targets_.ignore_index, classes = classes_;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t value = labels[i];
+      label[i] = value == ignored ? kIgnored : (uint64_t(value) < uint64_t(classes) ? int32_t(value) : kBad);
+    }
+  }
+
   const Targets& targets_;
   int64_t classes_;
   Buffer<A> class_weight_;
-};
-
-// The sums of one tile. Tiles are the same whatever the thread count, and are added in order.
-struct Partial {
-  double loss = 0, weight = 0;
-  int64_t bad = INT64_MAX;
 };
 
 // Everything the tiles found.

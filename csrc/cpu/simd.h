@@ -38,7 +38,8 @@ using Halves = VecOf<float>::halves;
 // A weighted number, but a weight of zero makes even infinity nothing.
 template <class A> FCN_FAST_INLINE A weighted(A weight, A value) { return weight == 0 ? A(0) : weight * value; }
 
-template <class A> FCN_FAST_INLINE Vec<A> splat(A value) { return Vec<A>{} + value; }
+// Minus zero, not plus: only that leaves every value as it is, so only that compiles to nothing.
+template <class A> FCN_FAST_INLINE Vec<A> splat(A value) { return value - Vec<A>{}; }
 template <class To, class From> FCN_FAST_INLINE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
@@ -90,6 +91,48 @@ FCN_FAST_INLINE Vec<double> mul_add(Vec<double> a, Vec<double> b, Vec<double> c)
 #endif
 }
 
+// base[index] in every lane.
+template <class A> FCN_FAST_INLINE Vec<A> gather(const A* base, const int32_t* index) {
+#if FCN_FAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(A) == 4) return (Vec<A>)_mm512_i32gather_ps(_mm512_loadu_si512(index), base, 4);
+#elif FCN_FAST_VECTOR_BYTES == 32
+  if constexpr (sizeof(A) == 4)
+    return (Vec<A>)_mm256_i32gather_ps(base, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+#endif
+  Vec<A> out;
+  for (int i = 0; i < kLanes<A>; ++i) out[i] = base[index[i]];
+  return out;
+}
+
+// Lanes of a and b in turn, from their lower halves (half 0) or their upper ones (half 1).
+template <class A, int half> FCN_FAST_INLINE Vec<A> interleave(Vec<A> a, Vec<A> b) {
+  constexpr int n = kLanes<A>;
+  Ints<A> order{};
+  for (int i = 0; i < n; ++i) order[i] = Int<A>(half * (n / 2) + i / 2 + (i % 2 ? n : 0));
+#ifdef __clang__
+  Vec<A> out;
+  for (int i = 0; i < n; ++i) out[i] = order[i] < n ? a[order[i]] : b[order[i] - n];
+  return out;
+#else
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+// Turns kLanes vectors of kLanes numbers around.
+template <class A> FCN_FAST_INLINE void transpose(Vec<A>* v) {
+  constexpr int n = kLanes<A>;
+#pragma GCC unroll 4
+  for (int stage = 1; stage < n; stage *= 2) {
+    Vec<A> out[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      out[2 * i] = interleave<A, 0>(v[i], v[i + n / 2]);
+      out[2 * i + 1] = interleave<A, 1>(v[i], v[i + n / 2]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) v[i] = out[i];
+  }
+}
+
 // The larger of each lane; where either is NaN, b.
 template <class V> FCN_FAST_INLINE V vmax(V a, V b) { return a > b ? a : b; }
 template <class V> FCN_FAST_INLINE V vmin(V a, V b) { return a < b ? a : b; }
@@ -108,6 +151,42 @@ template <class A> FCN_FAST_INLINE A sum_of(Vec<A> v) {
   if constexpr (sizeof(A) == 4) return _mm512_reduce_add_ps((__m512)v);
 #endif
   return fold<A>(v, [](A a, A b) { return a + b; });
+}
+// out[k] = the sum of v[k]'s lanes, for K vectors at once: half the shuffles of K sums on their own.
+template <class A, int K> FCN_FAST_INLINE void sums_of(const Vec<A>* v, A* out) {
+#if FCN_FAST_VECTOR_BYTES >= 32
+  if constexpr (sizeof(A) == 4 && K % 8 == 0) {
+    for (int k = 0; k < K; k += 8) {
+      __m256 h[8];
+      for (int i = 0; i < 8; ++i) {
+#if FCN_FAST_VECTOR_BYTES == 64
+        h[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[k + i]), _mm512_extractf32x8_ps((__m512)v[k + i], 1));
+#else
+        h[i] = (__m256)v[k + i];
+#endif
+      }
+      for (int width = 8; width > 2; width /= 2)
+        for (int i = 0; i < width / 2; ++i) h[i] = _mm256_hadd_ps(h[2 * i], h[2 * i + 1]);
+      const __m256 low = _mm256_permute2f128_ps(h[0], h[1], 0x20), high = _mm256_permute2f128_ps(h[0], h[1], 0x31);
+      _mm256_storeu_ps(reinterpret_cast<float*>(out + k), _mm256_add_ps(low, high));
+    }
+    return;
+  }
+  if constexpr (sizeof(A) == 4 && K == 4) {
+    __m128 h[4];
+    for (int i = 0; i < 4; ++i) {
+#if FCN_FAST_VECTOR_BYTES == 64
+      const __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]), _mm512_extractf32x8_ps((__m512)v[i], 1));
+#else
+      const __m256 half = (__m256)v[i];
+#endif
+      h[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    }
+    _mm_storeu_ps(reinterpret_cast<float*>(out), _mm_hadd_ps(_mm_hadd_ps(h[0], h[1]), _mm_hadd_ps(h[2], h[3])));
+    return;
+  }
+#endif
+  for (int k = 0; k < K; ++k) out[k] = sum_of<A>(v[k]);
 }
 template <class A> FCN_FAST_INLINE A max_of(Vec<A> v) {
 #if FCN_FAST_VECTOR_BYTES == 64
@@ -215,21 +294,36 @@ template <class T, class F> FCN_FAST_INLINE void transform(T* out, int64_t n, co
   }
 }
 
-// exp, to about one unit in the last place; below -87 it is 0, NaN stays NaN.
-// 2^n * (1 + r + r^2 Q(r)), Q the minimax polynomial of degree 4 on |r| <= ln 2 / 2.
-FCN_FAST_INLINE Vec<float> exp(Vec<float> x) {
-  const Vec<float> kept = x > 88.0f ? splat(88.0f) : x;
-  const Vec<float> magic = mul_add(kept, splat(1.44269504f), splat(12582912.0f));  // 1.5 * 2^23 rounds to whole numbers
+// exp(x) / 2^n, where magic is x / ln 2 + 1.5 * 2^23, whose last bits are the nearest whole number n:
+// 1 + r + r^2 Q(r), Q the minimax polynomial of degree 4 on |r| <= ln 2 / 2.
+FCN_FAST_INLINE Vec<float> exp_reduced(Vec<float> x, Vec<float> magic) {
   const Vec<float> n = magic - 12582912.0f;
-  const Vec<float> r = mul_add(n, splat(-1.42860677e-06f), mul_add(n, splat(-0.693145752f), kept));
+  const Vec<float> r = mul_add(n, splat(-1.42860677e-06f), mul_add(n, splat(-0.693145752f), x));
   Vec<float> q = splat(1.381482800e-03f);
   q = mul_add(q, r, splat(8.368709924e-03f));
   q = mul_add(q, r, splat(4.166838323e-02f));
   q = mul_add(q, r, splat(1.666652071e-01f));
   q = mul_add(q, r, splat(4.999999347e-01f));
-  const Vec<float> p = mul_add(q, r * r, r) + 1.0f;
-  const Vec<float> y = bit_cast<Vec<float>>(bit_cast<Bits>(p) + (bit_cast<Bits>(magic) << 23));
+  return mul_add(q, r * r, r) + 1.0f;
+}
+// exp, to about one unit in the last place; below -87 it is 0, NaN stays NaN.
+FCN_FAST_INLINE Vec<float> exp(Vec<float> x) {
+  const Vec<float> kept = x > 88.0f ? splat(88.0f) : x;
+  const Vec<float> magic = mul_add(kept, splat(1.44269504f), splat(12582912.0f));
+  const Vec<float> y = bit_cast<Vec<float>>(bit_cast<Bits>(exp_reduced(kept, magic)) + (bit_cast<Bits>(magic) << 23));
   return x < -87.0f ? splat(0.0f) : (x == x ? y : x);
+}
+// The same up to 88 for the price of a few instructions less. Not exp(-87) below -87 but 0, so that no sums of
+// numbers too small to be normal, which are slow, come of it.
+FCN_FAST_INLINE Vec<float> exp_bounded(Vec<float> x) {
+  const Vec<float> kept = vmax(x, splat(-87.0f));
+  const Vec<float> magic = mul_add(kept, splat(1.44269504f), splat(12582912.0f));
+  const Vec<float> y = bit_cast<Vec<float>>(bit_cast<Bits>(exp_reduced(kept, magic)) + (bit_cast<Bits>(magic) << 23));
+  return x > -87.0f ? y : Vec<float>{};
+}
+FCN_FAST_INLINE Vec<double> exp_bounded(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
+  return x;
 }
 FCN_FAST_INLINE Vec<double> exp(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);

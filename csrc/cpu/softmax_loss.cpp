@@ -44,6 +44,8 @@ template <class T> BadLabel forward(const Map& logits, const Targets& targets, v
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
     const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
     const Buffer<A> rows(logits.c * stride), largest(stride), log_sum(stride), smoothed(stride);
+    const Buffer<A> own(stride), even(stride), log_likelihood(stride), losses(stride);
+    const Buffer<int32_t> label(stride);
     // The lanes past a tile's end are computed and left; let them be numbers.
     std::memset(rows, 0, logits.c * stride * sizeof(A));
     for (int64_t unit = begin; unit < end; ++unit) {
@@ -62,23 +64,24 @@ template <class T> BadLabel forward(const Map& logits, const Targets& targets, v
         store(log_sum + p, log(sum));
         store(smoothed + p, smooth);
       }
-      Partial partial;
-      for (int64_t p = 0; p < size; ++p) {
-        const int32_t label = rule.label(at + p);
-        A value = 0;
-        if (label >= 0) {
-          const A weight = rule.class_weight()[label], pixel = rule.pixel_weight(at + p);
-          value = rule.hard * weight * (log_sum[p] - (rows[label * stride + p] - largest[p]));
-          if (rule.smooth != 0) value += rule.smooth * (rule.class_sum * log_sum[p] - smoothed[p]);
-          value *= pixel;
-          partial.weight += double(weight) * pixel;
-        } else if (label == kBad) {
-          value = A(NAN);
-          partial.bad = smaller(partial.bad, at + p);
+      rule.read(at, size, label, own, even);
+      Partial partial = rule.count(at, size, label);
+      for (int64_t p = 0; p < size; ++p)
+        log_likelihood[p] = label[p] < 0 ? A(0) : rows[label[p] * stride + p] - largest[p] - log_sum[p];
+      Vec<A> total{};
+      for (int64_t p = 0; p < size; p += kLanes<A>) {
+        const Vec<A> weight = load<A>(own + p);
+        Vec<A> value = weight == 0 ? Vec<A>{} : -weight * load<A>(log_likelihood + p);
+        if (rule.smooth != 0) {
+          const Vec<A> even_weight = load<A>(even + p);
+          value += even_weight == 0 ? Vec<A>{} : even_weight * (load<A>(log_sum + p) * rule.class_sum - load<A>(smoothed + p));
         }
-        if (targets.reduction == kNone) static_cast<A*>(loss)[at + p] = value;
-        else partial.loss += value;
+        store(losses + p, value);
+        if (p + kLanes<A> <= size) total += value;
+        else for (int64_t k = 0; k < size - p; ++k) partial.loss += value[k];
       }
+      partial.loss += sum_of<A>(total);
+      if (targets.reduction == kNone) std::memcpy(static_cast<A*>(loss) + at, losses, size * sizeof(A));
       partials[unit] = partial;
       if (saved) {
         A* out = static_cast<A*>(saved) + at;
@@ -96,11 +99,13 @@ template <class T> BadLabel forward(const Map& logits, const Targets& targets, v
 
 template <class T>
 void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targets& targets, const arithmetic_t<T>* saved,
-              double total_weight, const Map& grad) {
+              double total_weight, const Map& output) {
   using A = arithmetic_t<T>;
   const LossRule<A> rule(targets, logits.c);
   const Tiles tiles(logits, sizeof(A));
   const double scale = scale_of(targets.reduction, total_weight, logits.n, tiles.pixels);
+  const bool none = targets.reduction == kNone;
+  const A grad = none ? A(1) : A(scale) * grad_output[0];
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
     const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
     // A pixel's gradient is whole * softmax - even * class_weight, and less own at its label.
@@ -110,21 +115,18 @@ void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targe
       const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
       const int64_t size = smaller(tiles.tile, tiles.pixels - first), at = n * tiles.pixels + first;
       const T* image = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels;
-      T* out = static_cast<T*>(grad.data) + n * logits.c * tiles.pixels;
+      T* out = static_cast<T*>(output.data) + n * logits.c * tiles.pixels;
       const A *largest = saved + at, *log_sum = largest + logits.n * tiles.pixels;
       const auto element = [&](int64_t c, int64_t p) {
         return logits.channels_last ? (first + p) * logits.c + c : c * tiles.pixels + first + p;
       };
+      rule.read(at, size, labels, own, even);
       for (int64_t p = 0; p < size; ++p) {
-        const int32_t label = labels[p] = rule.label(at + p);
-        whole[p] = even[p] = own[p] = at_label[p] = 0;
-        if (label == kBad) whole[p] = A(NAN);
-        if (label < 0 || scale == 0) continue;
-        const A pixel = A(double(grad_output[targets.reduction == kNone ? at + p : 0]) * scale) * rule.pixel_weight(at + p);
-        own[p] = pixel * rule.hard * rule.class_weight()[label];
-        even[p] = pixel * rule.smooth;
-        whole[p] = own[p] + even[p] * rule.class_sum;
-        at_label[p] = to_arithmetic(image[element(label, p)]);
+        const A arrives = none ? grad_output[at + p] : grad;
+        own[p] = own[p] == 0 ? own[p] : own[p] * arrives;
+        if (rule.smooth != 0) even[p] = even[p] == 0 ? even[p] : even[p] * arrives;
+        whole[p] = rule.smooth != 0 ? own[p] + even[p] * rule.class_sum : own[p];
+        at_label[p] = labels[p] < 0 ? A(0) : to_arithmetic(image[element(labels[p], p)]);
       }
       const auto gradient = [](Vec<A> x, Vec<A> largest, Vec<A> log_sum, Vec<A> whole) {
         const Vec<A> value = whole * exp(x - largest - log_sum);

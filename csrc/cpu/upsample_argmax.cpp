@@ -140,7 +140,7 @@ template <class A, class L> class Cells {
  private:
   template <class V> FCN_FAST_INLINE V mix(int64_t y, V upper, V lower) const {
     const A low = vertical_.low_weight[y], high = vertical_.high_weight[y];
-    if (low != 0 && high != 0) return mul_add(V{} + high, lower, upper * low);
+    if (low != 0 && high != 0) return mul_add(high - V{}, lower, upper * low);
     return low == 0 && high == 0 ? V{} : (low != 0 ? upper * low : lower * high);
   }
 
