@@ -157,11 +157,11 @@ template <class A> class Cells {
       const Vec<A> tl = load(x.tl + c), bl = load(x.bl + c);
       const Vec<A> top_rise = load(x.tr + c) - tl, bottom_rise = load(x.br + c) - bl, twist = bottom_rise - top_rise;
       const Vec<A> top = mul_add(right, top_rise, tl - block.shift), fall = mul_add(right, twist, bl - tl);
-      store(firsts + c, exp_bounded(mul_add(bottom, fall, top)));
-      store(ratios + c, exp_bounded(mul_add(bottom, twist, top_rise) * column_step_));
+      store(firsts + c, exp(mul_add(bottom, fall, top)));
+      store(ratios + c, exp(mul_add(bottom, twist, top_rise) * column_step_));
       if constexpr (R > 1) {
-        store(downs + c, exp_bounded(fall * row_step_));
-        store(turns + c, exp_bounded(twist * (row_step_ * column_step_)));
+        store(downs + c, exp(fall * row_step_));
+        store(turns + c, exp(twist * (row_step_ * column_step_)));
       }
     }
     Vec<A> sums[kBlock];

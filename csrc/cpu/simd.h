@@ -294,36 +294,21 @@ template <class T, class F> FCN_FAST_INLINE void transform(T* out, int64_t n, co
   }
 }
 
-// exp(x) / 2^n, where magic is x / ln 2 + 1.5 * 2^23, whose last bits are the nearest whole number n:
-// 1 + r + r^2 Q(r), Q the minimax polynomial of degree 4 on |r| <= ln 2 / 2.
-FCN_FAST_INLINE Vec<float> exp_reduced(Vec<float> x, Vec<float> magic) {
+// exp of x <= 88, to about one unit in the last place; below -87 it is 0, NaN stays NaN.
+// 2^n * (1 + r + r^2 Q(r)), Q the minimax polynomial of degree 4 on |r| <= ln 2 / 2.
+FCN_FAST_INLINE Vec<float> exp(Vec<float> x) {
+  const Vec<float> kept = vmax(splat(-87.0f), x);
+  const Vec<float> magic = mul_add(kept, splat(1.44269504f), splat(12582912.0f));  // 1.5 * 2^23 rounds to whole numbers
   const Vec<float> n = magic - 12582912.0f;
-  const Vec<float> r = mul_add(n, splat(-1.42860677e-06f), mul_add(n, splat(-0.693145752f), x));
+  const Vec<float> r = mul_add(n, splat(-1.42860677e-06f), mul_add(n, splat(-0.693145752f), kept));
   Vec<float> q = splat(1.381482800e-03f);
   q = mul_add(q, r, splat(8.368709924e-03f));
   q = mul_add(q, r, splat(4.166838323e-02f));
   q = mul_add(q, r, splat(1.666652071e-01f));
   q = mul_add(q, r, splat(4.999999347e-01f));
-  return mul_add(q, r * r, r) + 1.0f;
-}
-// exp, to about one unit in the last place; below -87 it is 0, NaN stays NaN.
-FCN_FAST_INLINE Vec<float> exp(Vec<float> x) {
-  const Vec<float> kept = x > 88.0f ? splat(88.0f) : x;
-  const Vec<float> magic = mul_add(kept, splat(1.44269504f), splat(12582912.0f));
-  const Vec<float> y = bit_cast<Vec<float>>(bit_cast<Bits>(exp_reduced(kept, magic)) + (bit_cast<Bits>(magic) << 23));
-  return x < -87.0f ? splat(0.0f) : (x == x ? y : x);
-}
-// The same up to 88 for the price of a few instructions less. Not exp(-87) below -87 but 0, so that no sums of
-// numbers too small to be normal, which are slow, come of it.
-FCN_FAST_INLINE Vec<float> exp_bounded(Vec<float> x) {
-  const Vec<float> kept = vmax(x, splat(-87.0f));
-  const Vec<float> magic = mul_add(kept, splat(1.44269504f), splat(12582912.0f));
-  const Vec<float> y = bit_cast<Vec<float>>(bit_cast<Bits>(exp_reduced(kept, magic)) + (bit_cast<Bits>(magic) << 23));
-  return x > -87.0f ? y : Vec<float>{};
-}
-FCN_FAST_INLINE Vec<double> exp_bounded(Vec<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);
-  return x;
+  const Vec<float> power = bit_cast<Vec<float>>((bit_cast<Bits>(magic) << 23) + 0x3f800000u);
+  const Vec<float> y = (mul_add(q, r * r, r) + 1.0f) * power;
+  return x < -87.0f ? Vec<float>{} : y;
 }
 FCN_FAST_INLINE Vec<double> exp(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = std::exp(x[i]);

@@ -9,6 +9,8 @@
 namespace fcn_fast::FCN_FAST_ISA {
 namespace {
 
+constexpr int kAbreast = 4;  // vectors of pixels whose exponentials are in flight together
+
 // The tiles of n images.
 struct Tiles {
   int64_t pixels, tile, per_image, count;
@@ -27,7 +29,10 @@ void load_tile(const T* image, const Map& logits, int64_t pixels, int64_t first,
     if (logits.channels_last) {
       for (int64_t p = 0; p < size; ++p) row[p] = to_arithmetic(image[(first + p) * logits.c + c]);
     } else {
-      transform(row, size, [&](const auto& at) { return at(image + c * pixels + first); });
+      // The next class lies in other pages, where the hardware starts to look ahead anew: do it for it.
+      const T* from = image + c * pixels + first;
+      for (int64_t p = 0; c + 1 < logits.c && p < size; p += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + pixels + p);
+      transform(row, size, [&](const auto& at) { return at(from); });
     }
     for (int64_t p = 0; p < size; p += kLanes<A>) {
       const Vec<A> x = load(row + p);
@@ -42,27 +47,29 @@ template <class T> BadLabel forward(const Map& logits, const Targets& targets, v
   const Tiles tiles(logits, sizeof(A));
   const Buffer<Partial> partials(tiles.count);
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
-    const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
+    const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kAbreast * kLanes<A>);
     const Buffer<A> rows(logits.c * stride), largest(stride), log_sum(stride), smoothed(stride);
     const Buffer<A> own(stride), even(stride), log_likelihood(stride), losses(stride);
     const Buffer<int32_t> label(stride);
     // The lanes past a tile's end are computed and left; let them be numbers.
     std::memset(rows, 0, logits.c * stride * sizeof(A));
+    std::memset(largest, 0, stride * sizeof(A));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
       const int64_t size = smaller(tiles.tile, tiles.pixels - first), at = n * tiles.pixels + first;
       const T* image = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels;
       load_tile(image, logits, tiles.pixels, first, size, stride, static_cast<A*>(rows), static_cast<A*>(largest));
-      for (int64_t p = 0; p < size; p += kLanes<A>) {
-        const Vec<A> shift = load(largest + p);
-        Vec<A> sum{}, smooth{};
-        for (int64_t c = 0; c < logits.c; ++c) {
-          const Vec<A> x = load(rows + c * stride + p) - shift;
-          sum += exp(x);
-          if (rule.smooth != 0) smooth += x * rule.class_weight()[c];
-        }
-        store(log_sum + p, log(sum));
-        store(smoothed + p, smooth);
+      for (int64_t p = 0; p < size; p += kAbreast * kLanes<A>) {
+        Vec<A> shift[kAbreast], sum[kAbreast] = {};
+        for (int k = 0; k < kAbreast; ++k) shift[k] = load(largest + p + k * kLanes<A>);
+        for (int64_t c = 0; c < logits.c; ++c)
+          for (int k = 0; k < kAbreast; ++k) sum[k] += exp(load(rows + c * stride + p + k * kLanes<A>) - shift[k]);
+        for (int k = 0; k < kAbreast; ++k) store(log_sum + p + k * kLanes<A>, log(sum[k]));
+      }
+      for (int64_t p = 0; p < size && rule.smooth != 0; p += kLanes<A>) {
+        Vec<A> sum{};
+        for (int64_t c = 0; c < logits.c; ++c) sum += (load(rows + c * stride + p) - load(largest + p)) * rule.class_weight()[c];
+        store(smoothed + p, sum);
       }
       rule.read(at, size, label, own, even);
       Partial partial = rule.count(at, size, label);
