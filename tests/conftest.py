@@ -11,7 +11,11 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 import pytest
-import torch
+
+# Many small operations on a busy machine: a thread that waits by spinning takes the core from the one it waits for.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch  # noqa: E402
 
 SEED = int(os.environ.get("FCN_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
 ALLOW_REFERENCE = os.environ.get("FCN_FAST_ALLOW_REFERENCE") == "1"
@@ -95,7 +99,7 @@ def implementation(request, device):
 
 @pytest.fixture
 def deterministic():
-    """Deterministic algorithms, without a warning; PyTorch then fills fresh memory with NaN, so what a kernel forgets shows."""
+    """Deterministic algorithms, silently; PyTorch then fills fresh memory with NaN, so what a kernel forgets shows."""
     torch.use_deterministic_algorithms(True)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*determinis")

@@ -155,25 +155,40 @@ def exactly(function, inputs, grad_output):
     return with_grad(function, [x.double().cpu() for x in inputs], grad_output.double().cpu())
 
 
-def assert_near(actual, exact, plain=None):
-    """actual is within 1e-6 of exact, relative to the largest (1e-12 in float64).
+def as_pytorch(function, inputs, grad_output):
+    """with_grad at the inputs' own dtype on the CPU: how near PyTorch comes."""
+    dtype = inputs[0].dtype
+    return with_grad(function, [x.cpu() for x in inputs], grad_output.cpu().to(dtype))
 
-    In half precision: within twice the error of plain, PyTorch's own answer, or half a unit in the last place.
+
+def assert_near(actual, exact, plain=None):
+    """actual is within 1e-6 of exact, relative to the largest (float64: 1e-12; half precision: half a last place).
+
+    Where PyTorch's own answer at this dtype, plain, is further off than that, actual may be twice as far as it.
     """
     assert actual.shape == exact.shape
     if not exact.numel():
         return
-    error = (actual.double().cpu() - exact).abs().max().item()
     relative = {torch.float32: 1e-6, torch.float64: 1e-12}.get(actual.dtype) or torch.finfo(actual.dtype).eps / 2
     allowed = relative * exact.abs().max().item()
-    if actual.dtype in HALF:
-        allowed = max(allowed, 2 * (plain.double().cpu() - exact).abs().max().item())
+    if plain is not None:
+        allowed = max(allowed, 2 * (plain.double() - exact).abs().max().item())
+    error = (actual.double().cpu() - exact).abs().max().item()
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
 
-def assert_all_near(actual, exact, plain=None):
-    for i, (a, e) in enumerate(zip(actual, exact, strict=True)):
-        assert_near(a, e, plain and plain[i])
+def assert_all_near(actual, exact, plain):
+    for a, e, p in zip(actual, exact, plain, strict=True):
+        assert_near(a, e, p)
+
+
+def assert_loss_near(actual, function, logits, grad_output):
+    """A loss and its gradient against function in float64; the loss is float32 at least, whatever the logits are."""
+    (loss, grad), dtype = actual, torch.promote_types(logits.dtype, torch.float32)
+    assert loss.dtype == dtype and grad.dtype == logits.dtype
+    exact = exactly(function, [logits], grad_output)
+    assert_near(loss, exact[0], as_pytorch(function, [logits.to(dtype)], grad_output)[0])
+    assert_near(grad, exact[1], as_pytorch(function, [logits], grad_output)[1])
 
 
 def labels(*shape, classes, dtype=torch.int64, ignore_index=255, device="cpu"):
@@ -182,9 +197,7 @@ def labels(*shape, classes, dtype=torch.int64, ignore_index=255, device="cpu"):
     return torch.where(torch.rand(shape) < 0.2, ignore_index, target).to(device, dtype)
 
 
-def torch_loss(
-    logits, target, weight=None, ignore_index=255, reduction="mean", label_smoothing=0.0, pixel_weight=None
-):
+def torch_loss(logits, target, weight=None, ignore_index=255, reduction="mean", label_smoothing=0.0, pixel_weight=None):
     """F.cross_entropy, with the reductions and the pixel weights that it lacks."""
     target = target.to(logits.device).long()
     weight = None if weight is None else weight.to(logits)

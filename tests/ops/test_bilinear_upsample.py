@@ -13,6 +13,7 @@ from .support import (
     LAYOUTS,
     SAMPLINGS,
     ZERO,
+    as_pytorch,
     assert_all_near,
     exactly,
     has_layout,
@@ -29,8 +30,7 @@ OPERATOR = torch.ops.fcn_fast.bilinear_upsample.default
 
 def compare(sampling, x, grad_output):
     actual = with_grad(lambda x: ops.bilinear_upsample(x, **sampling.options), [x], grad_output)
-    plain = x.dtype in HALF and with_grad(sampling.torch, [x.cpu()], grad_output.cpu())
-    assert_all_near(actual, exactly(sampling.torch, [x], grad_output), plain)
+    assert_all_near(actual, *(f(sampling.torch, [x], grad_output) for f in (exactly, as_pytorch)))
     return actual
 
 
@@ -56,7 +56,7 @@ def test_values_on_random_grids(implementation, device, seed):
 @pytest.mark.parametrize("channels", [1, 2, 37])
 def test_layouts(channels, sampling, layout, dtype, implementation, device):
     x = randn(2, channels, *sampling.in_size, dtype=dtype, device=device, layout=layout)
-    for grad_layout in LAYOUTS:
+    for grad_layout in ("channels_last", "sliced"):
         grad_output = randn(2, channels, *sampling.grid.size, dtype=dtype, device=device, layout=grad_layout)
         for result in compare(sampling, x, grad_output):
             assert has_layout(result, layout)
@@ -210,7 +210,7 @@ GRID = BilinearGrid.interpolate((3, 4), scale_factor=2)
         ([X], {"grid": GRID, "size": (6, 8)}, ValueError, "grid: expected no size"),
         ([X], {"grid": GRID, "scale_factor": 2}, ValueError, "grid: expected no .*scale_factor"),
         ([X], {"grid": GRID, "align_corners": True}, ValueError, "grid: expected no .*align_corners"),
-        ([X[..., 1:]], {"grid": GRID}, ValueError, "grid: expected one for a coarse map of 3x3.*, got one for 3x4"),
+        ([X[..., 1:]], {"grid": GRID}, ValueError, "grid: expected one for .*3x3.*, got one for 3x4"),
     ],
 )
 def test_bad_input(args, options, error, message):

@@ -93,7 +93,9 @@ def test_infinities_that_meet_are_nan(implementation, device):
 def test_outside_a_zero_border_class_0_wins(implementation, device):
     """Every score is 0 there, negative ones inside notwithstanding."""
     grid = BilinearGrid((2, 2), (6, 6), (1, 1), (-4, -4), (2, 2), "zero")
-    labels = ops.upsample_argmax(torch.tensor([-2.0, -1.0], device=device).view(1, 2, 1, 1).expand(1, 2, 2, 2), grid=grid)
+    labels = ops.upsample_argmax(
+        torch.tensor([-2.0, -1.0], device=device).view(1, 2, 1, 1).expand(1, 2, 2, 2), grid=grid
+    )
     assert not labels[:, :3].any() and not labels[:, :, :3].any() and labels[0, 4, 4] == 1
 
 
@@ -124,7 +126,9 @@ def test_is_not_differentiable(device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_opcheck(dtype, layout, device):
-    torch.library.opcheck(OPERATOR, (randn(2, 3, *ZERO.in_size, device=device, layout=layout), ZERO.grid.numbers(), dtype))
+    torch.library.opcheck(
+        OPERATOR, (randn(2, 3, *ZERO.in_size, device=device, layout=layout), ZERO.grid.numbers(), dtype)
+    )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -133,7 +137,9 @@ def test_compile(sampling, dynamic, compile, device):
     options = sampling.options
     fast = lambda x: ops.upsample_argmax(x, **options)  # noqa: E731
     compiled = compile(fast, dynamic=dynamic, backend="aot_eager")
-    for batch, size in zip((2, 3), [sampling.in_size] * 2 if "grid" in options else [sampling.in_size, (6, 4)], strict=True):
+    for batch, size in zip(
+        (2, 3), [sampling.in_size] * 2 if "grid" in options else [sampling.in_size, (6, 4)], strict=True
+    ):
         logits = randn(batch, 3, *size, device=device)
         assert torch.equal(compiled(logits), fast(logits))
 
@@ -174,7 +180,7 @@ GRID = BilinearGrid.interpolate((3, 4), scale_factor=2)
         (X, {"size": 5, "scale_factor": 2}, ValueError, "size, scale_factor: expected exactly one"),
         (X, {"grid": GRID, "size": 5}, ValueError, "grid: expected no size"),
         (X, {"grid": "2"}, TypeError, "grid: expected a BilinearGrid, got str"),
-        (X[..., 1:], {"grid": GRID}, ValueError, "grid: expected one for a coarse map of 3x3"),
+        (X[..., 1:], {"grid": GRID}, ValueError, "grid: expected one for .*3x3"),
         (X, {"size": 5, "dtype": torch.float32}, TypeError, "dtype: expected .*torch.int64, got torch.float32"),
         (X, {"size": 5, "dtype": torch.int8}, TypeError, "dtype: expected .*torch.int64, got torch.int8"),
         (X, {"size": 5, "dtype": None}, TypeError, "dtype: expected .*torch.int64, got None"),

@@ -14,6 +14,7 @@ from .support import (
     REDUCTIONS,
     SAMPLINGS,
     ZERO,
+    assert_loss_near,
     assert_near,
     exactly,
     has_layout,
@@ -44,11 +45,7 @@ def compare(sampling, logits, target, **options):
     loss, grad = with_grad(fast, [logits], grad_output.to(torch.promote_types(logits.dtype, torch.float32)))
     on_cpu = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     plain = lambda x: torch_loss(sampling.torch(x), target.cpu(), **on_cpu)  # noqa: E731
-    exact = exactly(plain, [logits], grad_output)
-    assert loss.dtype == torch.promote_types(logits.dtype, torch.float32) and grad.dtype == logits.dtype
-    assert_near(loss, exact[0])
-    half = logits.dtype in HALF and with_grad(plain, [logits.cpu()], grad_output.cpu().to(logits.dtype))[1]
-    assert_near(grad, exact[1], half)
+    assert_loss_near((loss, grad), plain, logits, grad_output)
     return loss, grad
 
 
@@ -90,8 +87,6 @@ def test_class_counts(classes, layout, dtype, implementation, device):
     for scale, sampling in ((1, SAMPLINGS[0]), (20, CLAMPED), (5, ZERO)):
         target = targets(sampling, classes, ignore_index=-1, device=device)
         logits = scale * randn(2, classes, *sampling.in_size, dtype=dtype, device=device, layout=layout)
-        # What scales the logits scales their rounding, which the loss and its gradient inherit: stay below 1e-6.
-        logits = logits if dtype == torch.float64 else logits.clamp(-8, 8)
         compare(sampling, logits, target, ignore_index=-1)
         compare(sampling, logits, target, ignore_index=-1, **loss_options("all", target, classes))
 
@@ -150,15 +145,9 @@ def test_minus_100_ignores_no_uint8(implementation, device):
 @pytest.mark.isa
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_large_logits(reduction, implementation, device):
-    """The upsampled logits are rounded to float32, here by up to 1e-3: so is a probability's exponent."""
-    logits = randn(2, 21, *CLAMPED.in_size, device=device).sign() * 1e4 + randn(2, 21, *CLAMPED.in_size, device=device)
-    target = targets(CLAMPED, 21, device=device)
-    fast = lambda x: ops.upsample_softmax_loss(x, target, reduction=reduction)  # noqa: E731
-    loss, grad = with_grad(fast, [logits], torch.ones_like(fast(logits)))
-    plain = lambda x: torch_loss(CLAMPED.torch(x), target.cpu(), reduction=reduction)  # noqa: E731
-    exact = exactly(plain, [logits], torch.ones(loss.shape))
-    assert_near(loss, exact[0])
-    assert (grad.cpu() - exact[1]).abs().max() <= 4e-3 * exact[1].abs().max()
+    """PyTorch's upsampled logits are off by 1e-3 here, in float32, and ours may be by twice that."""
+    noise = randn(2, 21, *CLAMPED.in_size, device=device)
+    compare(CLAMPED, 1e4 * noise.sign() + noise, targets(CLAMPED, 21, device=device), reduction=reduction)
 
 
 @pytest.mark.isa
@@ -181,9 +170,7 @@ def test_logits_masked_with_minus_infinity(dtype, reduction, implementation, dev
     masked = logits.masked_fill(mask, -float("inf"))
     grad_output = loss_grad_output(target, reduction)
     loss, grad = with_grad(fast, [masked], grad_output.to(torch.promote_types(dtype, torch.float32)))
-    exact = exactly(plain, [logits], grad_output)
-    assert_near(loss, exact[0])
-    assert_near(grad, exact[1], with_grad(plain, [logits.cpu()], grad_output.cpu().to(dtype))[1])
+    assert_loss_near((loss, grad), plain, logits, grad_output)
     assert not grad[mask].any()
 
 
@@ -264,10 +251,11 @@ def test_backward_again(reduction, device):
     logits = randn(2, 5, *ZERO.in_size, device=device).requires_grad_()
     target = targets(ZERO, 5, device=device)
     loss = ops.upsample_softmax_loss(logits, target, grid=ZERO.grid, reduction=reduction)
-    kept, twice = (torch.autograd.grad(loss, logits, scale * torch.ones_like(loss), retain_graph=True) for scale in (1, 2))
-    torch.testing.assert_close(twice[0], 2 * kept[0])
+    one = torch.ones_like(loss)
+    once, twice = (torch.autograd.grad(loss, logits, scale * one, retain_graph=True)[0] for scale in (1, 2))
+    torch.testing.assert_close(twice, 2 * once)
     again = ops.upsample_softmax_loss(logits, target, grid=ZERO.grid, reduction=reduction)
-    assert torch.equal(torch.autograd.grad(again.sum(), logits)[0], kept[0])
+    assert torch.equal(torch.autograd.grad(again.sum(), logits)[0], once)
 
 
 def test_no_graph_where_none_is_needed(device):
@@ -285,7 +273,7 @@ def test_half_gradients_survive_a_loss_scaler(device):
     target = targets(sampling, 4, 1, device=device)
     exact = exactly(lambda x: torch_loss(sampling.torch(x), target.cpu()) * 2**12, [logits], torch.ones(()))[1]
     grad = with_grad(lambda x: ops.upsample_softmax_loss(x, target) * 2**12, [logits], None)[1]
-    assert (grad.double().cpu() - exact).abs().max() <= 1e-3 * exact.abs().max()
+    assert_near(grad, exact)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -381,7 +369,7 @@ GRID = BilinearGrid.interpolate((4, 5), scale_factor=2)
         (X, T.to("meta"), {}, ValueError, "target: expected the device of logits, cpu, got meta"),
         (X, T, {"grid": 2}, TypeError, "grid: expected a BilinearGrid, got int"),
         (X, T, {"grid": GRID, "align_corners": True}, ValueError, "grid: expected no .*align_corners"),
-        (X[..., 1:], T, {"grid": GRID}, ValueError, "grid: expected one for a coarse map of 4x4.*, got one for 4x5"),
+        (X[..., 1:], T, {"grid": GRID}, ValueError, "grid: expected one for .*4x4.*, got one for 4x5"),
         (X, T[:, 1:], {"grid": GRID}, ValueError, "grid: expected one to target's 7x10, got one to 8x10"),
     ],
 )
