@@ -233,14 +233,18 @@ template <class A> class Cells {
     for (int i = 0; i < kBlock; ++i) {
       if (p.label[i] == kIgnored) continue;
       const A left = p.left[i], right = p.right[i], top = p.top[i], bottom = p.bottom[i];
-      A largest = -A(INFINITY);
-      for (int64_t c = 0; c < classes_; ++c) {
-        const A upper = top == 0 ? A(0) : weighted(left, x.tl[c]) + weighted(right, x.tr[c]);
-        const A lower = bottom == 0 ? A(0) : weighted(left, x.bl[c]) + weighted(right, x.br[c]);
-        terms[c] = weighted(top, upper) + weighted(bottom, lower);
-        if (!(terms[c] <= largest)) largest = terms[c];
+      const A weights[4] = {top * left, top * right, bottom * left, bottom * right};
+      const A* const corners[4] = {x.tl, x.tr, x.bl, x.br};
+      Vec<A> most = splat(-A(INFINITY));
+      for (int64_t c = 0; c < padded; c += kLanes<A>) {
+        Vec<A> logit{};
+        for (int k = 0; k < 4; ++k)
+          if (weights[k] != 0) logit = mul_add(splat(weights[k]), load(corners[k] + c), logit);
+        store(terms + c, logit);
+        for (int64_t k = classes_ - c; k < kLanes<A>; ++k) logit[k] = -A(INFINITY);
+        most = vmax(most, logit);
       }
-      for (int64_t c = classes_; c < padded; ++c) terms[c] = kNever;
+      const A largest = max_of<A>(most);
       p.logit[i] = terms[larger(p.label[i], 0)] - largest;
       Vec<A> sums{}, smooth{};
       for (int64_t c = 0; c < padded; c += kLanes<A>) {
