@@ -83,8 +83,8 @@ def medians(name, file):
 def table(name):
     groups, facts = medians(name, "default.json")
     lines = [
-        f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}, torch {facts['torch']}, float32; milliseconds, and how "
-        "many times as long eager PyTorch and torch.compile take:",
+        f"{facts['cpu']}, {facts['threads']} threads, {facts['isa']}, torch {facts['torch']}, float32. "
+        "Milliseconds, and how many times as long eager PyTorch and torch.compile take:",
         "",
         "| | " + " | ".join(SIZES.values()) + " |",
         "|---|" + "---|" * len(SIZES),

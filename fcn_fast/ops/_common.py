@@ -14,21 +14,30 @@ library = torch.library.Library("fcn_fast", "DEF")  # noqa: TOR901, one for the 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
-def register(schema, fake, autograd=torch.library.fallthrough_kernel):
+def register(schema, fake, function=None, differentiable=1):
     """Define an operator with its fake and its derivative; the reference of the same name runs where no kernel does.
 
-    ``autograd`` stands under the dispatcher's Autograd key and redispatches below it, so a direct call of the operator
-    differentiates too.
+    ``function``, an autograd.Function with the operator's arguments, stands under the dispatcher's Autograd key and
+    redispatches below it, so a direct call of the operator differentiates too. It is passed by, for it costs time,
+    where none of the first ``differentiable`` arguments requires a gradient. None: not differentiable.
 
     Returns:
         The operator's overload, bound once because looking it up costs more than some of the calls.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    operator = getattr(torch.ops.fcn_fast, name).default
     torch.library.register_fake(f"fcn_fast::{name}", fake, lib=library)
     library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
-    library.impl(name, autograd, "Autograd")
-    return getattr(torch.ops.fcn_fast, name).default
+
+    def autograd(*arguments):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:differentiable]):
+            return function.apply(*arguments)
+        with below_autograd():
+            return operator(*arguments)
+
+    library.impl(name, autograd if function else torch.library.fallthrough_kernel, "Autograd")
+    return operator
 
 
 def check_map(name, tensor):

@@ -68,9 +68,9 @@ class _Backward(torch.autograd.Function):
         return _forward(grad.contiguous(memory_format=ctx.format), ctx.grid), None, None
 
 
-_forward = register("bilinear_upsample(Tensor input, SymInt[] grid) -> Tensor", _fake, _Forward.apply)
+_forward = register("bilinear_upsample(Tensor input, SymInt[] grid) -> Tensor", _fake, _Forward)
 backward = register(
     "bilinear_upsample_backward(Tensor grad_output, SymInt[] in_size, SymInt[] grid) -> Tensor",
     _backward_fake,
-    _Backward.apply,
+    _Backward,
 )

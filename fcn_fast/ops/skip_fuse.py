@@ -87,5 +87,5 @@ class _Forward(torch.autograd.Function):
 
 
 _forward = register(
-    "skip_fuse(Tensor coarse, Tensor skip, SymInt[] crop, SymInt[] grid) -> Tensor", _fake, _Forward.apply
+    "skip_fuse(Tensor coarse, Tensor skip, SymInt[] crop, SymInt[] grid) -> Tensor", _fake, _Forward, differentiable=2
 )

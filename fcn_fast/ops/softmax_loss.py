@@ -83,17 +83,14 @@ def _backward_fake(
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, with_grad
-    ):
-        with_grad = with_grad or ctx.needs_input_grad[0]
+    def forward(ctx, logits, target, weight, pixel_weight, *options):
+        ignore_index, reduction, label_smoothing, check_labels, _ = options
+        rest = (ignore_index, reduction, label_smoothing)
         with below_autograd():
-            loss, saved, total_weight = _forward(
-                logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, with_grad
-            )
+            loss, saved, total_weight = _forward(logits, target, weight, pixel_weight, *rest, check_labels, True)
         ctx.mark_non_differentiable(saved, total_weight)
         ctx.save_for_backward(logits, target, weight, pixel_weight, saved, total_weight)
-        ctx.rest = (ignore_index, reduction, label_smoothing)
+        ctx.rest = rest
         return loss, saved, total_weight
 
     @staticmethod
@@ -106,7 +103,7 @@ _forward = register(
     "softmax_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, int reduction, "
     "float label_smoothing, bool check_labels, bool with_grad) -> (Tensor loss, Tensor saved, Tensor total_weight)",
     _fake,
-    _Forward.apply,
+    _Forward,
 )
 _backward = register(
     "softmax_loss_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "

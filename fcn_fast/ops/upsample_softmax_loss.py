@@ -79,33 +79,11 @@ def _fake(
 
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx,
-        logits,
-        target,
-        weight,
-        pixel_weight,
-        grid,
-        ignore_index,
-        reduction,
-        label_smoothing,
-        check_labels,
-        with_grad,
-    ):
-        with_grad = with_grad or ctx.needs_input_grad[0]
+    def forward(ctx, logits, target, weight, pixel_weight, *options):
+        grid, ignore_index, reduction, label_smoothing, check_labels, _ = options
+        rest = (grid, ignore_index, reduction, label_smoothing, check_labels)
         with below_autograd():
-            loss, saved = _forward(
-                logits,
-                target,
-                weight,
-                pixel_weight,
-                grid,
-                ignore_index,
-                reduction,
-                label_smoothing,
-                check_labels,
-                with_grad,
-            )
+            loss, saved = _forward(logits, target, weight, pixel_weight, *rest, True)
         ctx.mark_non_differentiable(saved)
         ctx.reduction, ctx.dtype = reduction, logits.dtype
         if reduction == NONE:
@@ -135,5 +113,5 @@ _forward = register(
     "int ignore_index, int reduction, float label_smoothing, bool check_labels, bool with_grad) "
     "-> (Tensor loss, Tensor saved)",
     _fake,
-    _Forward.apply,
+    _Forward,
 )
