@@ -99,6 +99,11 @@ def size(request):
     return request.param
 
 
+@pytest.fixture
+def cityscapes():
+    return next(size for size in SIZES if size.name == "cityscapes")
+
+
 @pytest.fixture(params=["forward", "forward_backward"])
 def direction(request):
     return request.param
@@ -120,7 +125,8 @@ def measure(benchmark, variant, device):
             functions = {name: with_gradients(function, inputs) for name, function in functions.items()}
         # What runs is bound to its inputs here, so that nothing else is inside the timer.
         call = functions[variant]
-        check(call(*inputs), functions["eager"](*inputs))
+        half = any(x.is_floating_point() and x.dtype.itemsize == 2 for x in inputs)
+        check(call(*inputs), functions["eager"](*inputs), half)
 
         def synchronised():
             call(*inputs)
@@ -171,11 +177,12 @@ def with_gradients(function, inputs):
     return call
 
 
-def check(actual, expected):
+def check(actual, expected, half):
+    """Both agree, in half precision as far as eager's own rounding of what lies between lets them."""
     if not isinstance(actual, (tuple, list)):
         actual, expected = [actual], [expected]
     for a, e in zip(actual, expected, strict=True):
         if a is None or not a.is_floating_point():
-            assert a is e or (a == e).double().mean() > 0.999  # labels, where two scores may be equal up to rounding
+            assert a is e or (a == e).double().mean() > (0.95 if half else 0.999)
         else:
-            assert (a - e).abs().max() <= 1e-4 * e.abs().max()
+            assert (a.float() - e.float()).abs().max() <= (2e-2 if half else 1e-4) * e.float().abs().max()

@@ -28,8 +28,8 @@ ROWS = {
     "upsample_softmax_loss, forward + backward": "upsample_softmax_loss {} forward_backward",
     "softmax_loss, forward + backward": "softmax_loss {} forward_backward",
     "bilinear_upsample, forward": "bilinear_upsample {} forward",
-    "bilinear_upsample, forward + backward": "bilinear_upsample {} forward_backward",
-    "skip_fuse, forward": "skip_fuse {} forward",
+    "bilinear_upsample, backward": "bilinear_upsample {} backward",
+    "skip_fuse (deconvolution), forward": "skip_fuse deconvolution {} forward",
     "upsample_argmax, smooth scores": "upsample_argmax smooth {} forward",
     "upsample_argmax, random scores": "upsample_argmax random {} forward",
 }
