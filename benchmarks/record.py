@@ -1,6 +1,6 @@
 """Run the benchmarks, keep the result, and render the README's table and plot from it.
 
-    python benchmarks/record.py NAME       run, write benchmarks/results/NAME/{default,one_thread}.json, render
+    python benchmarks/record.py NAME       run, write benchmarks/results/NAME/{default,one_thread,memory}.json, render
     python benchmarks/record.py NAME --render-only
 
 NAME says what was measured, such as epyc-zen5-2-threads. Nothing else should be running.
@@ -80,6 +80,17 @@ def medians(name, file):
     return groups, {"cpu": record["machine_info"]["cpu"]["brand_raw"], **facts}
 
 
+def memory_table(name):
+    record = json.loads((HERE / "results" / name / "memory.json").read_text())
+    lines = ["| peak MiB above the inputs | " + " | ".join(SIZES.values()) + " |", "|---|" + "---|" * len(SIZES)]
+    for operation, rows in record.items():
+        label = {"upsample_softmax_loss": "loss, forward + backward", "upsample_argmax": "label map"}[operation]
+        for variant, title in (("eager", "eager PyTorch"), ("fcn_fast", f"`{operation}`")):
+            cells = [f"{rows[size][variant]:.1f}" for size in SIZES]
+            lines.append(f"| {label}: {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def table(name):
     groups, facts = medians(name, "default.json")
     lines = [
@@ -100,7 +111,7 @@ def table(name):
             )
             cells.append(f"**{ours:.3g} ms** ({ratios})")
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    lines += ["", f"Reproduce with `python benchmarks/record.py NAME`; recorded in `benchmarks/results/{name}/`."]
+    lines += ["", f"Reproduce with `python -P benchmarks/record.py NAME`; recorded in `benchmarks/results/{name}/`."]
     return "\n".join(lines)
 
 
@@ -135,7 +146,7 @@ def render(name):
     plot(name, HERE / "results" / name / "speed.png")
     text = README.read_text()
     picture = f"![times as long as fcn_fast](benchmarks/results/{name}/speed.png)"
-    section = f"<!-- speed:begin -->\n{picture}\n\n{table(name)}\n<!-- speed:end -->"
+    section = f"<!-- speed:begin -->\n{picture}\n\n{table(name)}\n\n{memory_table(name)}\n<!-- speed:end -->"
     README.write_text(re.sub(r"<!-- speed:begin -->.*<!-- speed:end -->", lambda _: section, text, flags=re.DOTALL))
 
 
@@ -146,6 +157,12 @@ def main():
     arguments = parser.parse_args()
     if not arguments.render_only:
         run(arguments.name, "default.json")
+        memory = HERE / "results" / arguments.name / "memory.json"
+        memory.write_text(
+            subprocess.run(
+                [sys.executable, "-P", HERE / "memory.py"], check=True, capture_output=True, text=True
+            ).stdout
+        )
         run(arguments.name, "one_thread.json", "-k", "not stages and not predict and not compile", threads=1)
     render(arguments.name)
 

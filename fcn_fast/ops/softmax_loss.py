@@ -88,6 +88,7 @@ class _Forward(torch.autograd.Function):
         rest = (ignore_index, reduction, label_smoothing)
         with below_autograd():
             loss, saved, total_weight = _forward(logits, target, weight, pixel_weight, *rest, check_labels, True)
+        ctx.set_materialize_grads(False)  # or zeros as large as saved would be made for it
         ctx.mark_non_differentiable(saved, total_weight)
         ctx.save_for_backward(logits, target, weight, pixel_weight, saved, total_weight)
         ctx.rest = rest

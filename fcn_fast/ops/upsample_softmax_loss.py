@@ -84,6 +84,7 @@ class _Forward(torch.autograd.Function):
         rest = (grid, ignore_index, reduction, label_smoothing, check_labels)
         with below_autograd():
             loss, saved = _forward(logits, target, weight, pixel_weight, *rest, True)
+        ctx.set_materialize_grads(False)  # or zeros as large as saved would be made for it
         ctx.mark_non_differentiable(saved)
         ctx.reduction, ctx.dtype = reduction, logits.dtype
         if reduction == NONE:
