@@ -16,7 +16,9 @@ except ImportError as error:
         stacklevel=2,
     )
 
-from fcn_fast import nn, ops, reference  # noqa: E402
+from fcn_fast import kernels, nn, ops, reference  # noqa: E402
 from fcn_fast.grid import BilinearGrid  # noqa: E402
+
+kernels.register(ops._common.library)
 
 __all__ = ["BilinearGrid", "__version__", "nn", "ops", "reference"]

@@ -5,8 +5,13 @@ import sys
 from pathlib import Path
 
 import fcn_fast
+from fcn_fast.command import InputError
 
 __all__ = ["main"]
+
+
+WEIGHTS = "a .caffemodel, or a .pth or .pt of wkentaro/pytorch-fcn"
+MODEL = "name of the published net, such as voc-fcn16s or siftflow-fcn8s"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,9 +31,6 @@ def main(argv=None):
         The exit code: 0, 1 where results disagree, 2 where an input cannot be used (one line on stderr says why).
     """
     arguments = _parser().parse_args(argv)
-    # Pillow and matplotlib are imported only where they are used.
-    from fcn_fast.data.images import InputError
-
     try:
         return arguments.command(arguments)
     except InputError as error:
@@ -36,10 +38,23 @@ def main(argv=None):
         return 2
 
 
+# Pillow and matplotlib are imported only where they are used.
 def _demo(arguments):
     from fcn_fast import demo
 
     return demo.run(arguments.image, arguments.out, arguments.size, arguments.device, arguments.rounds)
+
+
+def _predict(arguments):
+    from fcn_fast import predict
+
+    return predict.run(arguments.images, arguments.weights, arguments.model, arguments.out, arguments.device)
+
+
+def _convert(arguments):
+    from fcn_fast import predict
+
+    return predict.convert(arguments.source, arguments.target, arguments.model, arguments.learned_upsampling)
 
 
 def _env(_arguments):
@@ -66,6 +81,31 @@ def _parser():
     demo.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     demo.add_argument("--rounds", type=_whole(1, 1000), metavar="N", help="rounds to measure (default: 3, on CUDA 20)")
     demo.set_defaults(command=_demo)
+
+    predict = commands.add_parser(
+        "predict",
+        help="label images with given weights",
+        description="Label images: write each one's label map (PNG with VOC's palette) and the labels blended over the "
+        "image, and print each class's share of the pixels.",
+    )
+    predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="images, or folders with images")
+    predict.add_argument("--weights", type=Path, required=True, metavar="W", help=WEIGHTS + " or .safetensors")
+    predict.add_argument("--model", metavar="NAME", help=f"{MODEL} (default: what W says, or voc-fcn8s)")
+    predict.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the PNGs go (default: here)")
+    predict.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    predict.set_defaults(command=_predict)
+
+    convert = commands.add_parser(
+        "convert",
+        help="write published weights as safetensors",
+        description="Read the weights of a published net, check every tensor, and write them as safetensors, which "
+        "says what net they are for.",
+    )
+    convert.add_argument("source", type=Path, metavar="SOURCE", help=WEIGHTS)
+    convert.add_argument("target", type=Path, metavar="TARGET", help="the .safetensors to write")
+    convert.add_argument("--model", metavar="NAME", default="voc-fcn8s", help=f"{MODEL} (default: voc-fcn8s)")
+    convert.add_argument("--learned-upsampling", action="store_true", help="keep upsampling filters as they are")
+    convert.set_defaults(command=_convert)
 
     env = commands.add_parser("env", help="show versions, devices and which kernels run")
     env.set_defaults(command=_env)

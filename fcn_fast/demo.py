@@ -1,15 +1,14 @@
 """``fcn-fast demo``: FCN-8s on a photograph, with eager PyTorch and with fcn_fast, stage by stage."""
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from fcn_fast import eager, ops, pictures
-from fcn_fast.data.images import PHOTO, InputError, fit, read_image, to_input
+from fcn_fast.command import pick_device, writable_folder
+from fcn_fast.data.images import PHOTO, fit, read_image, to_input
 from fcn_fast.env import cpu_name, kernel_of
 from fcn_fast.models import fcn8s
 
@@ -50,9 +49,9 @@ def run(image=None, out=".", size=500, device=None, rounds=None):
     Raises:
         InputError: no image, no folder that can be written, no GPU.
     """
-    device = _device(device)
+    device = pick_device(device)
     photo = fit(read_image(PHOTO if image is None else image), size)
-    out = _writable_folder(out)
+    out = writable_folder(out)
     rounds = rounds or (3 if device.type == "cpu" else 20)
 
     torch.manual_seed(0)
@@ -225,24 +224,8 @@ def _agreement(results):
     ]
 
 
-def _device(name):
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: expected cpu, as PyTorch finds no GPU, got cuda")
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
 def _device_name(device):
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{cpu_name()}, {threads} thread{'s' if threads != 1 else ''}"
-
-
-def _writable_folder(path):
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        raise InputError(f"out: expected a folder that can be written, got {path} ({error.strerror})") from error

@@ -4,6 +4,7 @@ Each function has the name and the arguments of its counterpart in ``fcn_fast.op
 check_labels) and takes the grids that PyTorch has an operation for.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -15,7 +16,7 @@ __all__ = ["bilinear_upsample", "skip_fuse", "softmax_loss", "upsample_argmax", 
 
 
 def bilinear_upsample(input, size=None, scale_factor=None, *, align_corners=False, grid=None):
-    """F.interpolate, or a grouped conv_transpose2d with a bilinear filter and a crop. (N, C, h, w) to (N, C, H, W).
+    """F.interpolate or a grouped conv_transpose2d with a bilinear filter, and a crop. (N, C, h, w) to (N, C, H, W).
 
     Raises:
         ValueError: a grid that is neither of them.
@@ -27,7 +28,11 @@ def bilinear_upsample(input, size=None, scale_factor=None, *, align_corners=Fals
     for align_corners in (False, True):
         if grid == BilinearGrid.interpolate(grid.in_size, grid.size, align_corners=align_corners):
             return F.interpolate(input, grid.size, mode="bilinear", align_corners=align_corners)
-    raise ValueError(f"grid: expected one of F.interpolate to a size or of conv_transpose2d, got {grid}")
+    # By a whole factor, cut at the bottom and right: from BilinearGrid.interpolate's numbers, unit = 2 * factor.
+    full = BilinearGrid.interpolate(grid.in_size, scale_factor=max(1, grid.unit[0] // 2))
+    if grid == replace(full, size=grid.size) and grid.size[0] <= full.size[0] and grid.size[1] <= full.size[1]:
+        return F.interpolate(input, full.size, mode="bilinear")[:, :, : grid.size[0], : grid.size[1]]
+    raise ValueError(f"grid: expected one of F.interpolate or of conv_transpose2d, got {grid}")
 
 
 def skip_fuse(coarse, skip, *, crop=0, align_corners=False, grid=None):
@@ -75,7 +80,7 @@ def _deconvolution(input, grid):
     if min(top, left) < 0 or grid != BilinearGrid.deconvolution(
         grid.in_size, stride, kernel=kernel, crop=(top, left), size=grid.size
     ):
-        raise ValueError(f"grid: expected one of F.interpolate to a size or of conv_transpose2d, got {grid}")
+        raise ValueError(f"grid: expected one of F.interpolate or of conv_transpose2d, got {grid}")
     filters = _bilinear_filters(channels, kernel, input.dtype, input.device)
     output = F.conv_transpose2d(input, filters, stride=stride, groups=channels)
     return output[:, :, top : top + grid.size[0], left : left + grid.size[1]]

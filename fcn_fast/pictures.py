@@ -6,11 +6,21 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fcn_fast.data.voc import CLASSES, palette
 
-__all__ = ["save_labels", "save_stages"]
+__all__ = ["save_label_map", "save_labels", "save_overlay", "save_stages"]
 
 INK = "#222222"
 STAGE_COLOURS = ("#35608d", "#5aa5a0", "#c97b3a")
 SIDE_COLOURS = {"reference": "#b8bcc2", "fcn_fast": "#d1495b"}
+
+
+def save_label_map(path, labels):
+    """Write (H, W) labels from 0 to 255 as a PNG of these numbers that shows VOC's colours."""
+    _in_colours(labels).save(path)
+
+
+def save_overlay(path, photo, labels):
+    """Write a photo with (H, W) labels blended over it in VOC's colours as PNG."""
+    _blend(photo, labels).save(path)
 
 
 def save_labels(path, photo, labels, note="untrained weights: the labels mean nothing"):
@@ -26,10 +36,7 @@ def save_labels(path, photo, labels, note="untrained weights: the labels mean no
         path.
     """
     colours = palette()
-    overlay = Image.fromarray(labels.to("cpu", torch.uint8).numpy()).convert("P")
-    overlay.putpalette([value for colour in colours for value in colour])
-    blended = Image.blend(photo, overlay.convert("RGB"), 0.6)
-
+    blended = _blend(photo, labels)
     gap, font = 8, ImageFont.load_default(15)
     line = 26
     counts = torch.bincount(labels.flatten().cpu().long(), minlength=len(CLASSES))
@@ -78,6 +85,16 @@ def save_stages(path, paper, times, steps, device):
     figure.supxlabel(device, x=0.99, ha="right", size=9, color="#666666")
     figure.savefig(path)
     return path
+
+
+def _in_colours(labels):
+    image = Image.fromarray(labels.to("cpu", torch.uint8).numpy()).convert("P")
+    image.putpalette([value for colour in palette() for value in colour])
+    return image
+
+
+def _blend(photo, labels):
+    return Image.blend(photo, _in_colours(labels).convert("RGB"), 0.6)
 
 
 def _shares(axes, rows, stages):

@@ -1,4 +1,74 @@
-"""Triton kernels, one file an operation, imported as fcn_fast.kernels.
+"""Triton kernels, one file an operation: ``fcn_fast.kernels.<operator>``, as fcn_fast/reference.py defines it.
 
-None has landed yet: on CUDA the operators run their plain PyTorch reference.
+Nothing here imports Triton before a kernel runs, so the package loads without one, and under a broken one.
 """
+
+import functools
+import importlib
+import importlib.util
+import warnings
+
+import torch
+
+from fcn_fast import reference
+
+# The file of each operator.
+OPERATORS = {
+    "bilinear_upsample": "bilinear_upsample",
+    "bilinear_upsample_backward": "bilinear_upsample",
+    "skip_fuse": "skip_fuse",
+    "softmax_loss": "softmax_loss",
+    "softmax_loss_backward": "softmax_loss",
+    "upsample_softmax_loss": "upsample_softmax_loss",
+    "upsample_argmax": "upsample_argmax",
+}
+
+
+def missing():
+    """Why these kernels can't run; empty where nothing is known to be missing."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} has no CUDA"
+    return "" if importlib.util.find_spec("triton") else "no triton installed"
+
+
+def register(library):
+    """Make these the CUDA kernels of the operators that have none: what is compiled takes precedence."""
+    if missing():
+        return
+    for name in OPERATORS:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fcn_fast::{name}", "CUDA"):
+            library.impl(name, _on_first_call(name), "CUDA")
+
+
+def _on_first_call(name):
+    def kernel(*args):
+        return _working(name)(*args)
+
+    return kernel
+
+
+@functools.cache
+def _working(name):
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # builds Triton's own part with a C compiler, the first time on a machine
+        return _load(name)
+    except Exception as error:  # whatever a broken Triton raises
+        warnings.warn(
+            f"fcn_fast.ops.{name} runs on its plain PyTorch reference: Triton does not work here ({error!r})",
+            stacklevel=3,
+        )
+        return getattr(reference, name)
+
+
+def _load(name):
+    return getattr(importlib.import_module(f"{__name__}.{OPERATORS[name]}"), name)
+
+
+def __getattr__(name):
+    if name not in OPERATORS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Importing a file binds its name to the module; the function of that name is what callers mean.
+    globals().update({operator: _load(operator) for operator in OPERATORS})
+    return globals()[name]

@@ -11,8 +11,9 @@ from PIL import Image
 
 import fcn_fast
 from fcn_fast import cli, env
+from fcn_fast.command import InputError
 from fcn_fast.data import voc
-from fcn_fast.data.images import PHOTO, InputError, fit, read_image, to_input
+from fcn_fast.data.images import PHOTO, fit, read_image, to_input
 
 FACTS = {
     "version": "0.1.0", "compiler": "g++ 12.2", "torch_built_with": "2.13.0", "torch_abi_target": "2.10",

@@ -6,16 +6,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from fcn_fast.command import InputError
 from fcn_fast.data.voc import MEAN_BGR
 
-__all__ = ["PHOTO", "InputError", "fit", "read_image", "to_input"]
+__all__ = ["PHOTO", "fit", "read_image", "to_input"]
 
 PHOTO = Path(__file__).with_name("astronaut.jpg")
 """A photograph in the public domain that ships with the package."""
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message is one line that says what was expected."""
 
 
 def read_image(path):
@@ -39,6 +36,11 @@ def fit(image, size):
 
 
 def to_input(image, mean=MEAN_BGR):
-    """An RGB image as the nets take it: float32 (1, 3, H, W), blue, green and red minus their mean."""
+    """An RGB image as the nets take it: float32 (1, 3, H, W), blue, green and red minus their mean.
+
+    Args:
+        image: an RGB PIL image or (H, W, 3) array from 0 to 255.
+        mean: of blue, green and red.
+    """
     bgr = torch.from_numpy(np.array(image)).flip(-1).float() - torch.tensor(mean)
     return bgr.permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -1,172 +1,94 @@
-"""FCN-32s, FCN-16s and FCN-8s on VGG-16, in the geometry of the published nets (shelhamer/fcn.berkeleyvision.org)."""
+"""The FCN family, in the geometry of the published nets (shelhamer/fcn.berkeleyvision.org): one class for all."""
 
-import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import fcn_fast.ops
-from fcn_fast.grid import BilinearGrid
+from fcn_fast.models.stages import Head, Trunk
+from fcn_fast.models.variants import VARIANTS
 from fcn_fast.ops._common import check_map, check_same_device
 
-__all__ = ["FCN", "fcn16s", "fcn32s", "fcn8s"]
+__all__ = ["FCN", "build", "fcn8s", "fcn8s_atonce", "fcn16s", "fcn32s", "fcn_alexnet"]
 
-# Number of the block, its channels, how many 3x3 convolutions it has; each block ends in a pool.
-_STAGE1 = ((1, 64, 2), (2, 128, 2), (3, 256, 3))
-_STAGE2 = ((4, 512, 3),)
-_STAGE3 = ((5, 512, 3),)
-
-
-@dataclass(frozen=True)
-class Fusion:
-    """How scores return to full resolution: the Crop offsets of a net.
-
-    Args:
-        stride: of the last deconvolution, whose kernel is twice that.
-        skip_crops: offset of each fused skip, score_pool4 first; its deconvolution has stride 2 and kernel 4.
-        crop: offset of the last crop, which cuts the scores to the image.
-    """
-
-    stride: int
-    skip_crops: tuple[int, ...]
-    crop: int
-
-
-FCN32S = Fusion(stride=32, skip_crops=(), crop=19)
-FCN16S = Fusion(stride=16, skip_crops=(5,), crop=27)
-FCN8S = Fusion(stride=8, skip_crops=(5, 9), crop=31)
-
-
-class Conv(nn.Conv2d):
-    """A convolution that starts with Kaiming normal weights, which keep activations in range, and no bias."""
-
-    def reset_parameters(self):
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
-        nn.init.zeros_(self.bias)
-
-
-class Trunk(nn.Module):
-    """Blocks of 3x3 convolutions, each with ReLUs and a pool, and a 1x1 score layer on the last pool if it is a skip.
-
-    Args:
-        blocks: number, channels and convolutions of each block.
-        in_channels: channels of the input.
-        width: multiplies the channels of the blocks.
-        padding: of the first convolution; all others have 1.
-        num_classes: channels of the score layer; None for no score layer.
-    """
-
-    def __init__(self, blocks, in_channels, width, *, padding=1, num_classes=None):
-        super().__init__()
-        self.blocks = [[f"conv{block}_{i + 1}" for i in range(convs)] for block, _, convs in blocks]
-        for names, (_, channels, _) in zip(self.blocks, blocks, strict=True):
-            for name in names:
-                out_channels = _scaled(channels, width)
-                setattr(self, name, Conv(in_channels, out_channels, 3, padding=padding))
-                in_channels, padding = out_channels, 1
-        self.out_channels = in_channels
-        self.score = f"score_pool{blocks[-1][0]}" if num_classes is not None else None
-        if self.score:
-            setattr(self, self.score, Conv(in_channels, num_classes, 1))
-
-    def forward(self, x):
-        """(N, C, h, w) features to the last pool (N, C', h', w') and its scores (N, num_classes, h', w') or None."""
-        for names in self.blocks:
-            for name in names:
-                x = F.relu(getattr(self, name)(x), inplace=True)
-            x = F.max_pool2d(x, 2, 2, ceil_mode=True)
-        return x, getattr(self, self.score)(x) if self.score else None
-
-
-class Head(Trunk):
-    """Stage 3: conv5_1 to fc7, score_fr, the fusion with the skips and the last upsampling.
-
-    Attributes:
-        ops: where :func:`skip_fuse`, :func:`bilinear_upsample` and the rest come from: ``fcn_fast.ops`` or
-            ``fcn_fast.eager``.
-    """
-
-    def __init__(self, in_channels, fusion, num_classes, width, ops):
-        super().__init__(_STAGE3, in_channels, width)
-        self.fusion = fusion
-        self.ops = ops
-        hidden = _scaled(4096, width)
-        self.fc6 = Conv(self.out_channels, hidden, 7)
-        self.fc7 = Conv(hidden, hidden, 1)
-        self.dropout = nn.Dropout(0.5)
-        self.score_fr = Conv(hidden, num_classes, 1)
-
-    def forward(self, pool4, skips, size):
-        """Full-resolution scores.
-
-        Args:
-            pool4: (N, C, h, w), what stage 2 made.
-            skips: the scores to fuse, score_pool4 first, as many as the net has.
-            size: (H, W) of the image.
-
-        Returns:
-            (N, num_classes, H, W).
-        """
-        scores = self.fused(self.deepest(pool4), skips)
-        return self.ops.bilinear_upsample(scores, grid=self.last_grid(scores, size))
-
-    def deepest(self, pool4):
-        """score_fr: the scores of the deepest layer, 32 px apart."""
-        x, _ = super().forward(pool4)
-        x = self.dropout(F.relu(self.fc6(x), inplace=True))
-        x = self.dropout(F.relu(self.fc7(x), inplace=True))
-        return self.score_fr(x)
-
-    def fused(self, scores, skips):
-        """The scores with every skip added, ``fusion.stride`` px apart."""
-        for skip, crop in zip(skips, self.fusion.skip_crops, strict=True):
-            grid = BilinearGrid.deconvolution(scores.shape[-2:], 2)
-            scores = self.ops.skip_fuse(scores, skip, grid=grid, crop=crop)
-        return scores
-
-    def last_grid(self, scores, size):
-        """The grid from the fused scores to an image of this (H, W)."""
-        return BilinearGrid.deconvolution(scores.shape[-2:], self.fusion.stride, crop=self.fusion.crop, size=size)
-
-    def __getstate__(self):
-        # A Python module can be neither copied nor pickled; its name can.
-        return {**self.__dict__, "ops": self.ops.__name__}
-
-    def __setstate__(self, state):
-        super().__setstate__({**state, "ops": importlib.import_module(state["ops"])})
+_LEARNED = {False: False, True: "dense", "dense": "dense", "grouped": "grouped"}
 
 
 class FCN(nn.Module):
     """A fully convolutional network: three stages, each a module of its own.
 
-    stage1 is conv1_1 to pool3, stage2 conv4_1 to pool4, each with the score layer of its pool where the net fuses it;
-    stage3 is conv5_1 to fc7, score_fr, fusion and upsampling. conv1_1 has a padding of 100 and pools round up, so that
-    images of every size from 1x1 have scores. Layers are called as in the published nets: ``stage1.conv1_1.weight``.
+    On VGG-16, stage1 is conv1_1 to pool3, stage2 conv4_1 to pool4, each with the score layer of its pool where the net
+    fuses it; stage3 is conv5_1 to fc7, score_fr, fusion and upsampling. Layers are called as in the published nets:
+    ``stage1.conv1_1.weight``. :func:`build` makes one by the name of a published net.
 
-    The input of every method is what the published nets take: float (N, 3, H, W) images, channels in the order blue,
-    green, red, values from 0 to 255 minus the mean (104.00699, 116.66877, 122.67892 for VOC).
+    The input of every method is what the published nets take: float (N, C, H, W) images. C is 3 for most: channels in
+    the order blue, green, red, values from 0 to 255 minus the mean (104.00699, 116.66877, 122.67892 for VOC). Further
+    channels (``model.variant.channels``) follow them. ``fcn_fast.data.transforms`` makes such input.
+
+    A net of several heads (SIFT Flow) has {head: result} where others have a result.
+
+    Padding:
+        ``"caffe"`` is the published geometry, exactly: the first convolution has a padding of 100, so that images of
+        every size from 1x1 have scores, and the published crops cut off what is too much. The deconvolutions read
+        zeros outside their input: at the image's border the deep scores fade to 0.609 of their value (a side; in a
+        corner the square of it), and count whole from 13, 21 and 25 px inwards (32s, 16s, 8s).
+
+        ``"lean"`` has a padding of 1 there and of 3 in fc6, so that each map covers the image and no more: 40 % fewer
+        FLOPs at 500x500. Deep scores lie at the centres of 32x32 blocks that start at the image's corner, 3 px from
+        where ``"caffe"`` has them, and upsampling repeats the edge: a constant score stays constant up to the border.
+        Layers, names and weights are the same, and scores agree where the receptive field (404 px) stays inside the
+        image, at pixels 3 px apart; elsewhere they differ, as convolutions see a border of zeros at another distance.
+        Only nets on VGG-16 have it.
 
     Args:
-        fusion: the Crop offsets.
-        num_classes: channels of the scores.
+        variant: which net, a :class:`fcn_fast.models.Variant`.
+        num_classes: channels of the scores; {head: channels} for a net of several heads; as published unless given.
         width: multiplies the channels of the trunk and of fc6 and fc7 (rounded, at least 1).
+        padding: ``"caffe"`` or ``"lean"``.
+        learned_upsampling: False for fixed bilinear upsampling; ``"dense"`` or ``"grouped"`` for learned filters that
+            start bilinear, one for each pair of classes or one a class; True is ``"dense"``, the published shape.
+            Learned upsampling holds scores at full resolution in :meth:`loss` and :meth:`predict` too.
+        zero_scores: whether score layers start with zeros, as in the published training.
         ops: where the operations come from, ``fcn_fast.ops`` or, to compare with, ``fcn_fast.eager``.
 
     Raises:
-        TypeError: num_classes no int, or width no number.
-        ValueError: num_classes below 1, or a width that is not positive and finite.
+        TypeError: num_classes no int (or dict of them), or width no number.
+        ValueError: num_classes below 1 or for other heads, a width that is not positive and finite, another padding or
+            learned_upsampling.
     """
 
-    def __init__(self, fusion, num_classes=21, width=1.0, ops=fcn_fast.ops):
+    def __init__(
+        self,
+        variant,
+        num_classes=None,
+        width=1.0,
+        *,
+        padding="caffe",
+        learned_upsampling=False,
+        zero_scores=False,
+        ops=fcn_fast.ops,
+    ):
         super().__init__()
-        _check_sizes(num_classes, width)
-        skips = len(fusion.skip_crops)
-        self.stage1 = Trunk(_STAGE1, 3, width, padding=100, num_classes=num_classes if skips > 1 else None)
-        self.stage2 = Trunk(_STAGE2, self.stage1.out_channels, width, num_classes=num_classes if skips > 0 else None)
-        self.stage3 = Head(self.stage2.out_channels, fusion, num_classes, width, ops)
+        heads = _check_classes(num_classes, variant.heads)
+        _check_options(variant, width, padding, learned_upsampling)
+        self.variant, self.heads, self.width, self.padding = variant, heads, width, padding
+        self.learned_upsampling = _LEARNED[learned_upsampling]
+        self.num_classes = heads if list(heads) != [""] else heads[""]
+
+        architecture = _with_first_layer(variant, padding)
+        fusion = architecture.fusions[variant.stride]
+        options = {"streams": variant.streams, "heads": heads, "zero_scores": zero_scores}
+        skips = {"skip": "score_pool3", "skip_scale": variant.skip_scales[1]} if variant.stride <= 8 else {}
+        in_channels = len(variant.channels) // len(variant.streams)
+        self.stage1 = Trunk(architecture.stages[0], in_channels, width, **skips, **options)
+        skips = {"skip": "score_pool4", "skip_scale": variant.skip_scales[0]} if variant.stride <= 16 else {}
+        self.stage2 = Trunk(architecture.stages[1], self.stage1.out_channels, width, **skips, **options)
+        if padding == "lean":
+            fusion = fusion.lean()
+        in_channels = self.stage2.out_channels
+        self.stage3 = Head(architecture, in_channels, width, fusion, self.learned_upsampling, ops, **options)
 
     @property
     def ops(self):
@@ -178,88 +100,170 @@ class FCN(nn.Module):
         self.stage3.ops = ops
 
     def forward(self, x):
-        """(N, 3, H, W) images to full-resolution scores (N, num_classes, H, W).
+        """(N, C, H, W) images to full-resolution scores (N, num_classes, H, W).
 
         Raises:
             TypeError: x is no floating-point tensor, or not of the parameters' dtype outside autocast.
-            ValueError: x is not (N, 3, H, W) with at least one pixel, or on another device.
+            ValueError: x is not (N, C, H, W) with at least one pixel, has other channels, or is on another device.
         """
-        scores, grid = self._low_resolution(x)
-        return self.ops.bilinear_upsample(scores, grid=grid)
+        scores = self.stage3.upsampled(self._low_resolution(x), x.shape[-2:])
+        parts = self._by_head(scores)
+        return parts if self._several else parts[""]
 
     def loss(self, x, target, **kwargs):
-        """The softmax loss of the scores of x, which are never held at full resolution.
+        """The softmax loss of the scores of x, which are never held at full resolution (unless upsampling is learned).
 
         Args:
-            x: (N, 3, H, W) images.
-            target: (N, H, W) labels.
-            **kwargs: as in :func:`fcn_fast.ops.upsample_softmax_loss`: weight, ignore_index, reduction and so on. The
-                published nets were trained with ``reduction="sum"``.
+            x: (N, C, H, W) images.
+            target: (N, H, W) labels; {head: labels} for a net of several heads, whose losses are added.
+            **kwargs: as in :func:`fcn_fast.ops.upsample_softmax_loss`: weight, ignore_index, reduction and so on; a
+                dict has one for each head. The published nets were trained with ``reduction="sum"``.
 
         Raises:
             TypeError, ValueError: as :meth:`forward` and :func:`fcn_fast.ops.upsample_softmax_loss`.
         """
-        scores, grid = self._low_resolution(x)
-        return self.ops.upsample_softmax_loss(scores, target, grid=grid, **kwargs)
+        scores, grid = self._final(x)
+        targets = target if self._several else {"": target}
+        if not isinstance(targets, dict) or set(targets) != set(self.heads):
+            got = list(target) if isinstance(target, dict) else type(target).__name__
+            raise ValueError(f"target: expected a dict with the labels of {list(self.heads)}, got {got}")
+        losses = []
+        for head, part in self._by_head(scores).items():
+            options = {name: value[head] if isinstance(value, dict) else value for name, value in kwargs.items()}
+            if grid is None:
+                losses.append(self.ops.softmax_loss(part, targets[head], **options))
+            else:
+                losses.append(self.ops.upsample_softmax_loss(part, targets[head], grid=grid, **options))
+        return sum(losses[1:], losses[0])
 
     @torch.no_grad()
     def predict(self, x, **kwargs):
         """The label map (N, H, W) of x: ``model(x).argmax(1)`` without the scores at full resolution.
 
         Args:
-            x: (N, 3, H, W) images. Call ``eval()`` first, or dropout is on.
+            x: (N, C, H, W) images. Call ``eval()`` first, or dropout is on.
             **kwargs: dtype, as in :func:`fcn_fast.ops.upsample_argmax`.
 
         Raises:
             TypeError, ValueError: as :meth:`forward` and :func:`fcn_fast.ops.upsample_argmax`.
         """
-        scores, grid = self._low_resolution(x)
-        return self.ops.upsample_argmax(scores, grid=grid, **kwargs)
+        scores, grid = self._final(x)
+        where = {"size": scores.shape[-2:]} if grid is None else {"grid": grid}
+        parts = self._by_head(scores)
+        labels = {head: self.ops.upsample_argmax(part, **where, **kwargs) for head, part in parts.items()}
+        return labels if self._several else labels[""]
+
+    @property
+    def _several(self):
+        return list(self.heads) != [""]
+
+    def _by_head(self, scores):
+        return dict(zip(self.heads, scores.split(list(self.heads.values()), 1), strict=True))
+
+    def _final(self, x):
+        """The last scores that are held, and the grid from them to the pixels; None where they are at the pixels."""
+        scores = self._low_resolution(x)
+        if self.learned_upsampling:
+            return self.stage3.upsampled(scores, x.shape[-2:]), None
+        return scores, self.stage3.last_grid(scores, x.shape[-2:])
 
     def _low_resolution(self, x):
-        """The fused scores of x and the grid from them to its pixels."""
+        """The fused scores of x."""
         self._check_image(x)
         pool3, score_pool3 = self.stage1(x)
         pool4, score_pool4 = self.stage2(pool3)
         skips = [score for score in (score_pool4, score_pool3) if score is not None]
-        scores = self.stage3.fused(self.stage3.deepest(pool4), skips)
-        return scores, self.stage3.last_grid(scores, x.shape[-2:])
+        return self.stage3.fused(self.stage3.deepest(pool4), skips)
 
     def _check_image(self, x):
         check_map("x", x)
-        if x.shape[1] != 3:
-            raise ValueError(f"x: expected 3 channels (blue, green, red), got shape {tuple(x.shape)}")
-        weight = self.stage1.conv1_1.weight
+        channels = self.variant.channels
+        if x.shape[1] != len(channels):
+            raise ValueError(
+                f"x: expected {len(channels)} channels ({', '.join(channels)}), got shape {tuple(x.shape)}"
+            )
+        weight = self.stage3.get_parameter("fc7" + self.variant.streams[0] + ".weight")
         check_same_device("x", x, "the model", weight)
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"x: expected the dtype of the model, {weight.dtype}, got {x.dtype}")
 
 
-def fcn32s(num_classes=21, width=1.0, *, ops=fcn_fast.ops):
+def build(name, num_classes=None, width=1.0, **options):
+    """The net of this name, with random weights.
+
+    Args:
+        name: of the published net: one of :data:`fcn_fast.models.VARIANTS`, such as ``"voc-fcn8s"``.
+        num_classes, width, **options: as in :class:`FCN`.
+
+    Raises:
+        ValueError: another name; and as :class:`FCN`.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"name: expected one of {', '.join(VARIANTS)}, got {name!r}")
+    return FCN(VARIANTS[name], num_classes, width, **options)
+
+
+def fcn32s(num_classes=21, width=1.0, **options):
     """FCN-32s, without skips; see :class:`FCN`. 134 million parameters at 21 classes."""
-    return FCN(FCN32S, num_classes, width, ops)
+    return build("voc-fcn32s", num_classes, width, **options)
 
 
-def fcn16s(num_classes=21, width=1.0, *, ops=fcn_fast.ops):
+def fcn16s(num_classes=21, width=1.0, **options):
     """FCN-16s, with score_pool4; see :class:`FCN`."""
-    return FCN(FCN16S, num_classes, width, ops)
+    return build("voc-fcn16s", num_classes, width, **options)
 
 
-def fcn8s(num_classes=21, width=1.0, *, ops=fcn_fast.ops):
+def fcn8s(num_classes=21, width=1.0, **options):
     """FCN-8s, with score_pool4 and score_pool3; see :class:`FCN`."""
-    return FCN(FCN8S, num_classes, width, ops)
+    return build("voc-fcn8s", num_classes, width, **options)
 
 
-def _scaled(channels, width):
-    return max(1, round(channels * width))
+def fcn8s_atonce(num_classes=21, width=1.0, **options):
+    """FCN-8s whose skips' features are scaled by 0.01 and 0.0001, so that it trains at once; see :class:`FCN`."""
+    return build("voc-fcn8s-atonce", num_classes, width, **options)
 
 
-def _check_sizes(num_classes, width):
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
-        raise TypeError(f"num_classes: expected an int, got {num_classes!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+def fcn_alexnet(num_classes=21, width=1.0, **options):
+    """FCN-32s on AlexNet (CaffeNet); see :class:`FCN`."""
+    return build("voc-fcn-alexnet", num_classes, width, **options)
+
+
+def _with_first_layer(variant, padding):
+    """The variant's architecture, its first layer renamed and padded as asked."""
+    architecture = variant.architecture
+    first, *rest = architecture.stages[0]
+    changes = {
+        "name": variant.first or first.name,
+        "padding": first.padding if padding == "caffe" else first.kernel // 2,
+    }
+    stage1 = (replace(first, **changes), *rest)
+    return replace(architecture, stages=(stage1, *architecture.stages[1:]))
+
+
+def _check_classes(num_classes, heads):
+    """{head: classes} as num_classes says, for a net of these heads."""
+    if num_classes is None:
+        return dict(heads)
+    if list(heads) == [""]:
+        num_classes = {"": num_classes}
+    elif not isinstance(num_classes, dict) or set(num_classes) != set(heads):
+        raise ValueError(f"num_classes: expected a dict with the classes of {list(heads)}, got {num_classes!r}")
+    for classes in num_classes.values():
+        if isinstance(classes, bool) or not isinstance(classes, int):
+            raise TypeError(f"num_classes: expected an int, got {classes!r}")
+        if classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {classes}")
+    return {head: num_classes[head] for head in heads}
+
+
+def _check_options(variant, width, padding, learned_upsampling):
     if isinstance(width, bool) or not isinstance(width, (int, float)):
         raise TypeError(f"width: expected a number, got {width!r}")
     if not 0 < width < math.inf:
         raise ValueError(f"width: expected a positive number, got {width}")
+    if padding not in ("caffe", "lean"):
+        raise ValueError(f"padding: expected 'caffe' or 'lean', got {padding!r}")
+    if padding == "lean" and not variant.architecture.lean:
+        raise ValueError(f"padding: expected 'caffe' for {variant.name}, as only nets on VGG-16 have 'lean'")
+    if learned_upsampling not in _LEARNED:
+        raise ValueError(f"learned_upsampling: expected a bool, 'dense' or 'grouped', got {learned_upsampling!r}")

@@ -12,6 +12,8 @@ GRIDS = {
     "deconvolution 5/3": BilinearGrid.deconvolution((5, 7), 3, crop=1),
     "deconvolution 6/3": BilinearGrid.deconvolution((5, 7), 3, kernel=6, crop=1),
     "interpolate": BilinearGrid.interpolate((5, 7), (11, 30)),
+    "interpolate by 8, cropped": BilinearGrid((5, 7), (33, 56), (2, 2), (-7, -7), (16, 16), "clamp"),
+    "interpolate by 1, cropped": BilinearGrid((5, 7), (5, 3), (2, 2), (0, 0), (2, 2), "clamp"),
     "interpolate, aligned": BilinearGrid.interpolate((5, 7), (11, 30), align_corners=True),
 }
 
@@ -50,8 +52,9 @@ def test_without_a_grid():
 def test_a_grid_without_an_operation_is_named():
     for grid in (
         BilinearGrid.interpolate((5, 7), scale_factor=1.3),
+        BilinearGrid((5, 7), (33, 57), (2, 2), (-7, -7), (16, 16), "clamp"),
         BilinearGrid((5, 7), (3, 3), (2, 2), (-5, 4), (4, 4), "zero"),
         BilinearGrid((5, 7), (3, 3), (3, 3), (0, 0), (4, 4), "zero"),
     ):
-        with pytest.raises(ValueError, match="grid: expected one of F.interpolate to a size or of conv_transpose2d"):
+        with pytest.raises(ValueError, match="grid: expected one of F.interpolate or of conv_transpose2d"):
             eager.bilinear_upsample(random(1, 1, 5, 7), grid=grid)

@@ -1,0 +1,181 @@
+"""``fcn-fast predict`` and ``fcn-fast convert``: label maps of images, and weights from one file into another."""
+
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from fcn_fast import models, pictures
+from fcn_fast.command import InputError, pick_device, writable_folder
+from fcn_fast.data.images import read_image
+from fcn_fast.data.transforms import TRANSFORMS
+from fcn_fast.data.voc import CLASSES
+
+__all__ = ["convert", "find_images", "load_model", "run"]
+
+DEFAULT_MODEL = "voc-fcn8s"
+_OUTPUTS = ("_labels.png", "_overlay.png")
+_LOADERS = {".caffemodel": models.load_caffemodel, ".pth": models.load_torchfcn, ".pt": models.load_torchfcn}
+
+
+def run(images, weights, model=None, out=".", device=None):
+    """Predict images: write their label maps and overlays, print each class's share of the pixels.
+
+    Args:
+        images: paths of images and of folders with images.
+        weights: path of a ``.caffemodel``, of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn, or of a ``.safetensors``
+            that :func:`convert` wrote.
+        model: name of the published net; what the weights say, or voc-fcn8s, unless given.
+        out: folder of the PNGs.
+        device: ``"cpu"`` or ``"cuda"``; cuda where there is a GPU unless given.
+
+    Returns:
+        0, or 2 where some of several images could not be used; one line on stderr says which and why.
+
+    Raises:
+        InputError: no image, weights, folder or device that can be used.
+    """
+    device = pick_device(device)
+    paths = find_images(images)
+    out = writable_folder(out)
+    model = load_model(weights, model)
+    transform = TRANSFORMS[model.variant.transform]
+    if len(transform.parts) > 1:
+        takes = " and ".join(transform.parts)
+        raise InputError(f"model: expected one that takes one image, got {model.variant.name}, which takes {takes}")
+    model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+    code = 0
+    with tqdm(paths, disable=None, leave=False, unit="image") as progress:
+        for path in progress:
+            progress.set_postfix_str(path.name)
+            try:
+                photo = read_image(path)
+            except InputError as error:
+                if len(paths) == 1:
+                    raise
+                progress.write(f"fcn-fast: {error}", file=sys.stderr)
+                code = 2
+                continue
+            labels = _labels(model, transform(photo).to(device, memory_format=torch.channels_last))
+            for head, part in labels.items():
+                names = CLASSES if model.variant.transform == "voc" else ()
+                progress.write(_write(out, path, photo, head, part, names))
+    return code
+
+
+def convert(source, target, model=DEFAULT_MODEL, learned_upsampling=False):
+    """Read published or ported weights and write them as safetensors, which says what model it is for.
+
+    Args:
+        source: path of a ``.caffemodel``, or of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn.
+        target: path of the ``.safetensors`` to write.
+        model: name of the published net.
+        learned_upsampling: whether to keep the upsampling filters; otherwise they must be bilinear and are left out.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: weights that cannot be used, or a file that cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if target.suffix != ".safetensors":
+        raise InputError(f"target: expected a file that ends in .safetensors, got {target}")
+    net = _load(source, model or DEFAULT_MODEL, learned_upsampling=learned_upsampling)
+    try:
+        models.save_safetensors(net, target)
+    except OSError as error:
+        raise InputError(f"target: expected a file that can be written, got {target} ({error.strerror})") from error
+    count = sum(parameter.numel() for parameter in net.parameters())
+    print(f"{target}: {net.variant.name}, {count:,} parameters, {target.stat().st_size / 1e6:,.1f} MB")
+    return 0
+
+
+def load_model(weights, name=None):
+    """The model of these weights.
+
+    Raises:
+        InputError: weights that cannot be used, or of another model than name.
+    """
+    weights = Path(weights)
+    if weights.suffix != ".safetensors":
+        return _load(weights, name or DEFAULT_MODEL)
+    model = _reading(weights, models.from_safetensors, weights)
+    if name and name != model.variant.name:
+        raise InputError(f"model: expected {model.variant.name}, which {weights} is for, got {name}")
+    return model
+
+
+def find_images(paths):
+    """The files that these paths name: files as they are, and of folders the images in them, sorted by name.
+
+    Raises:
+        InputError: nothing there, a folder without images, or two images of one name, whose results would be one.
+    """
+    Image.init()
+    found = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"image: expected a file or folder, got {path} (No such file or directory)")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        images = [p for p in sorted(path.iterdir()) if p.suffix.lower() in Image.EXTENSION and not _is_output(p)]
+        if not images:
+            raise InputError(f"image: expected a folder with images, got {path}")
+        found += images
+    first = {}
+    for path in found:
+        other = first.setdefault(path.stem, path)
+        if other is not path:
+            raise InputError(f"image: expected images with different names, got {other} and {path}")
+    return found
+
+
+def _load(weights, name, **options):
+    load = _LOADERS.get(weights.suffix)
+    if not load:
+        kinds = ", ".join([*_LOADERS, ".safetensors"])
+        raise InputError(f"weights: expected a file that ends in one of {kinds}, got {weights}")
+    if name not in models.VARIANTS:
+        raise InputError(f"model: expected one of {', '.join(models.VARIANTS)}, got {name}")
+    model = models.build(name, **options)
+    _reading(weights, load, model, weights)
+    return model
+
+
+def _reading(weights, function, *arguments):
+    try:
+        return function(*arguments)
+    except OSError as error:
+        raise InputError(f"weights: expected a file that can be read, got {weights} ({error.strerror})") from error
+    except models.WeightsError as error:
+        raise InputError(f"weights: {error.in_one_line()}") from error
+
+
+def _labels(model, x):
+    """{head: (H, W) labels on the CPU}."""
+    labels = model.predict(x)
+    return {head: part[0].cpu() for head, part in (labels if isinstance(labels, dict) else {"": labels}).items()}
+
+
+def _write(out, path, photo, head, labels, names):
+    """Write the pictures of one image and head; what is in them and where they are, as text."""
+    suffix = f"_{head}" if head else ""
+    files = [out / f"{path.stem}{suffix}{output}" for output in _OUTPUTS]
+    pictures.save_label_map(files[0], labels)
+    pictures.save_overlay(files[1], photo, labels)
+    counts = enumerate(labels.flatten().bincount().tolist())
+    shares = sorted(((count, label) for label, count in counts if count), key=lambda pair: (-pair[0], pair[1]))
+    named = [
+        f"{names[label] if label < len(names) else f'class {label}'} {count / labels.numel():.1%}"
+        for count, label in shares
+    ]
+    return f"{path}  {photo.width}x{photo.height}  {head or 'labels'}: {', '.join(named)}\n  {files[0]}  {files[1]}"
+
+
+def _is_output(path):
+    return path.name.endswith(_OUTPUTS)

@@ -1,0 +1,190 @@
+"""Upsampling of a coarse map, and its transpose. Also skip_fuse's forward, which adds a map on the way out.
+
+An NCHW plane is a map of w numbers a row, a channels_last image one of w * c: ``inner`` numbers a pixel.
+
+_sample: a program owns the outputs of a few rows of cells over BLOCK numbers of a row. It expands every coarse row to
+the output's width once, in registers, and keeps it for the next row of cells; then an output row costs two
+multiply-adds a number and one store of 16 bytes a thread. Reads the coarse map about once, writes the output once:
+bound by writing.
+
+_gather: a program owns BLOCK coarse numbers of a few coarse rows. It walks the output rows that read them, each of
+which it loads once for both coarse rows beside it, as windows of K columns; columns are summed last. Every output is
+loaded twice, the second time from L1: bound by reading the output's gradient once.
+
+Registers (ptxas for sm_80 to sm_120): _sample 80 in float32, 150 in half precision, where a thread owns twice as many
+numbers; _gather 96.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from fcn_fast.kernels import grid as rule
+from fcn_fast.kernels.grid import blend, cell_of, clamped, first_output, inside, weights
+from fcn_fast.reference import memory_format
+
+PROGRAMS = 2048  # enough to fill a GPU; each does more only where there are more
+VARIES = ["y", "x", "cells", "tiles", "groups", "rows", "row", "skip_height", "skip_groups"]
+
+
+def bilinear_upsample(input, grid):
+    return sample(input, grid)
+
+
+def sample(input, grid, skip=None, crop=(0, 0)):
+    """input at the grid's pixels, plus skip's from crop on where there is one."""
+    layout = memory_format(input)
+    input = input.contiguous(memory_format=layout)
+    n, channels, height, width = input.shape
+    planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
+    y, x, constants = rule.axes((height, width), grid)
+    output = torch.empty((n, channels, y[1], x[1]), dtype=input.dtype, device=input.device, memory_format=layout)
+    if not output.numel():
+        return output
+    row = x[1] * inner
+    skip_height = skip_row = 0
+    if skip is not None:
+        skip = skip.contiguous(memory_format=layout)
+        skip_height, skip_row = skip.shape[2], skip.shape[3] * inner
+        skip = skip[:, :, crop[0] :, crop[1] :]
+
+    vector = 16 // input.element_size()
+    block = rule.power_of_two(row, 32, 128 * vector)
+    tiles = triton.cdiv(row, block)
+    count, longest = rule.cells(y, constants["ZERO"])
+    # Enough rows that finding the columns' taps does not count, but first of all enough programs.
+    cells = min(max(planes * tiles * count // PROGRAMS, 1), max(32 // longest, 1))
+    with torch.cuda.device_of(input):
+        _sample[(planes * triton.cdiv(count, cells) * tiles,)](
+            input, skip, output, y, x, inner, cells, tiles, row // _alignment(row), skip_height,
+            skip_row // _alignment(skip_row),
+            BLOCK=block, ALIGN=_alignment(row), SKIP_ALIGN=_alignment(skip_row), **constants,
+            ACC=rule.accumulate_type(input.dtype), num_warps=max(block // (32 * vector), 1),
+        )  # fmt: skip
+    return output
+
+
+def bilinear_upsample_backward(grad_output, in_size, grid):
+    layout = memory_format(grad_output)
+    grad_output = grad_output.contiguous(memory_format=layout)
+    n, channels = grad_output.shape[:2]
+    planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
+    y, x, constants = rule.axes(in_size, grid)
+    shape = (n, channels, *in_size)
+    output = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=layout)
+    if not output.numel():
+        return output
+    row = x[0] * inner
+    k = rule.power_of_two(rule.longest_footprint(x, constants["ZERO"]))
+    double = grad_output.dtype == torch.float64
+    block = rule.power_of_two(row, 1, max((512 if double else 1024) // k, 32 if inner > 1 else 1))
+    tiles = triton.cdiv(row, block)
+    # Enough rows that finding the columns' windows does not count, but first of all enough programs.
+    rows = min(max(planes * tiles * y[0] // PROGRAMS, 1), 8)
+    with torch.cuda.device_of(grad_output):
+        _gather[(planes * triton.cdiv(y[0], rows) * tiles,)](
+            grad_output, output, y, x, inner, rows, tiles, row,
+            BLOCK=block, K=k, AXIS=0 if inner > 1 else 1, **constants, ACC=rule.accumulate_type(grad_output.dtype),
+            num_warps=min(max(block * k // (128 if double else 256), 1), 8), maxnreg=96 if block * k <= 1024 else None,
+        )  # fmt: skip
+    return output
+
+
+def _alignment(row):
+    """What a row's length is a multiple of, as far as that helps; 1 for none at all."""
+    return math.gcd(row, 16) if row else 1
+
+
+@triton.jit(do_not_specialize=VARIES)
+def _sample(
+    input, skip, output, y, x, inner, cells, tiles, groups, skip_height, skip_groups,
+    BLOCK: tl.constexpr, ALIGN: tl.constexpr, SKIP_ALIGN: tl.constexpr,
+    ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    bands = (y[0] + 1 + 2 * ZERO + cells - 1) // cells
+    plane = (tl.program_id(0) // tiles // bands).to(tl.int64)
+    first = tl.program_id(0) // tiles % bands * cells - 1 - ZERO
+    row = groups * ALIGN
+    at = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    mask = at < row
+    column = at // inner
+    channel = at - column * inner
+    cell = cell_of(column, x, ZERO, INDEX)
+    low_weight, high_weight = weights(column, cell, x, ZERO, INDEX, ACC)
+    low = clamped(cell, x) * inner + channel
+    high = clamped(cell + 1, x) * inner + channel
+    low_mask, high_mask = mask, mask
+    if ZERO:
+        low_mask, high_mask = mask & inside(cell, x), mask & inside(cell + 1, x)
+
+    input += plane * y[0] * (x[0] * inner)
+    upper = _expanded(input, first, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight, ZERO, ACC)
+    start = first_output(first, y, ZERO, INDEX)
+    for i in range(first, min(first + cells, y[0] + ZERO)):
+        lower = _expanded(input, i + 1, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight, ZERO, ACC)
+        end = first_output(i + 1, y, ZERO, INDEX)
+        for dst in range(start, end):
+            upper_weight, lower_weight = weights(dst, i, y, ZERO, INDEX, ACC)
+            value = blend(upper, lower, upper_weight, lower_weight)
+            if skip is not None:
+                value += tl.load(skip + (plane * skip_height + dst) * (skip_groups * SKIP_ALIGN) + at, mask).to(ACC)
+            tl.store(output + (plane * y[1] + dst) * row + at, value.to(output.dtype.element_ty), mask)
+        upper = lower
+        start = end
+
+
+@triton.jit
+def _expanded(
+    input, i, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight,
+    ZERO: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Coarse row i at the output's width; outside, the edge row or zeros."""
+    if ZERO:
+        low_mask, high_mask = low_mask & inside(i, y), high_mask & inside(i, y)
+    line = input + clamped(i, y).to(tl.int64) * (x[0] * inner)
+    left = tl.load(line + low, low_mask, other=0).to(ACC)
+    right = tl.load(line + high, high_mask, other=0).to(ACC)
+    return blend(left, right, low_weight, high_weight)
+
+
+@triton.jit(do_not_specialize=VARIES)
+def _gather(
+    grad, output, y, x, inner, rows, tiles, row,
+    BLOCK: tl.constexpr, K: tl.constexpr, AXIS: tl.constexpr,
+    ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    bands = (y[0] + rows - 1) // rows
+    plane = (tl.program_id(0) // tiles // bands).to(tl.int64)
+    first = tl.program_id(0) // tiles % bands * rows
+    at = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
+    column = at // inner
+    begin = first_output(column - 1, x, ZERO, INDEX)
+    end = tl.where(at < row, first_output(column + 1, x, ZERO, INDEX), begin)
+
+    # A window of outputs for each number, K along AXIS.
+    dst = tl.expand_dims(begin, AXIS) + tl.expand_dims(tl.arange(0, K), 1 - AXIS)
+    mask = dst < tl.expand_dims(end, AXIS)
+    columns = tl.expand_dims(column, AXIS)
+    cell = cell_of(dst, x, ZERO, INDEX)
+    left, right = weights(dst, cell, x, ZERO, INDEX, ACC)
+    weight = tl.where(cell == columns, left, tl.where(cell == columns - 1, right, 0))
+    offset = dst * inner + tl.expand_dims(at - column * inner, AXIS)
+    mask &= weight != 0
+
+    upper = tl.zeros_like(weight)
+    start = first_output(first - 1, y, ZERO, INDEX)
+    for i in range(first - 1, min(first + rows, y[0])):
+        lower = tl.zeros_like(weight)
+        stop = first_output(i + 1, y, ZERO, INDEX)
+        for line in range(start, stop):
+            upper_weight, lower_weight = weights(line, i, y, ZERO, INDEX, ACC)
+            g = tl.load(grad + (plane * y[1] + line) * (x[1] * inner) + offset, mask, other=0).to(ACC)
+            upper += tl.where(upper_weight == 0, 0, g * upper_weight)
+            lower += tl.where(lower_weight == 0, 0, g * lower_weight)
+        if i >= first:
+            total = tl.sum(upper * weight, AXIS).to(output.dtype.element_ty)
+            tl.store(output + (plane * y[0] + i) * row + at, total, at < row)
+        upper = lower
+        start = stop

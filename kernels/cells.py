@@ -1,0 +1,105 @@
+"""Warps whose lanes own a cell each: the outputs between four coarse pixels. Shared by the loss and the argmax.
+
+Partial maps, (4, splits, classes, cells), hold what every cell adds to its upper left, upper right, lower left and
+lower right corner; the outputs of a large cell are split among several lanes. _combine: a program owns C classes of
+BLOCK coarse pixels and adds four numbers for each, and for each split. Bound by reading the maps; 72 registers.
+"""
+
+import triton
+import triton.language as tl
+
+from fcn_fast.kernels.grid import clamped, first_output, inside
+
+LANES = 32
+
+
+@triton.jit
+def cell_of_lane(y, x, cells, LANES: tl.constexpr, ZERO: tl.constexpr):
+    """The image, row and column of each lane's cell; cells of all images are in one line."""
+    q = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    columns = x[0] + 1 + 2 * ZERO
+    rows = y[0] + 1 + 2 * ZERO
+    return q // columns // rows, q // columns % rows - 1 - ZERO, q % columns - 1 - ZERO, q < cells
+
+
+@triton.jit
+def outputs_of(cell, part, axis, AXIS: tl.constexpr, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr):
+    """The part-th K outputs of each lane's cell, along axis AXIS of a (KY, KX, LANES) tile, and which of them exist."""
+    k = part * K + tl.arange(0, K)
+    dst = first_output(cell, axis, ZERO, INDEX)[None, :] + k[:, None]
+    known = dst < first_output(cell + 1, axis, ZERO, INDEX)[None, :]
+    return tl.expand_dims(dst, 1 - AXIS), tl.expand_dims(known, 1 - AXIS)
+
+
+@triton.jit
+def corners_of(cell, y, x, classes, ZERO: tl.constexpr, WIDE: tl.constexpr):
+    """The offset in class 0 of the four corners of each lane's cell, and whether they are more than a border's zero."""
+    n, i, j, used = cell
+    image = n.to(WIDE) * classes * y[0]
+    upper, lower = (image + clamped(i, y)) * x[0], (image + clamped(i + 1, y)) * x[0]
+    left, right = clamped(j, x), clamped(j + 1, x)
+    a, b, c, d = used, used, used, used
+    if ZERO:
+        a &= inside(i, y) & inside(j, x)
+        b &= inside(i, y) & inside(j + 1, x)
+        c &= inside(i + 1, y) & inside(j, x)
+        d &= inside(i + 1, y) & inside(j + 1, x)
+    return (upper + left, a), (upper + right, b), (lower + left, c), (lower + right, d)
+
+
+@triton.jit
+def load_corners(logits, corners, ACC: tl.constexpr):
+    a = tl.load(logits + corners[0][0], corners[0][1], other=0).to(ACC)
+    b = tl.load(logits + corners[1][0], corners[1][1], other=0).to(ACC)
+    c = tl.load(logits + corners[2][0], corners[2][1], other=0).to(ACC)
+    d = tl.load(logits + corners[3][0], corners[3][1], other=0).to(ACC)
+    return a, b, c, d
+
+
+@triton.jit
+def in_line(tile):
+    """A tile as loads and stores need it: a line is dealt to lanes one by one, a tile Triton would deal by its rows."""
+    return tl.reshape(tile, (tile.numel,))
+
+
+@triton.jit
+def most_of(a, b, c, d):
+    return tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
+
+
+@triton.jit
+def least_of(a, b, c, d):
+    return tl.minimum(tl.minimum(a, b), tl.minimum(c, d))
+
+
+def combine(maps, output, splits, cells, constants):
+    """Add up partial maps over the coarse pixels of output, (N, C, h, w) in either memory format."""
+    n, classes, height, width = output.shape
+    _combine[(n * triton.cdiv(height * width, 64) * triton.cdiv(classes, 16),)](
+        maps, output, classes, height, width, splits, cells, output.stride(0), output.stride(1), output.stride(3),
+        C=16, BLOCK=64, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["classes", "height", "width", "splits", "cells"])
+def _combine(
+    maps, output, classes, height, width, splits, cells, image_stride, class_stride, pixel_stride,
+    C: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, ZERO: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(height * width, BLOCK)
+    groups = tl.cdiv(classes, C)
+    n = tl.program_id(0) // tiles // groups
+    k = (tl.program_id(0) // tiles % groups * C + tl.arange(0, C))[:, None]
+    p = (tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK))[None, :]
+    mask = (k < classes) & (p < height * width)
+    columns = width + 1 + 2 * ZERO
+    q = (n * (height + 1 + 2 * ZERO) + p // width + 1 + ZERO) * columns + p % width + 1 + ZERO
+    at = maps + tl.cast(k, WIDE) * cells + q
+    total = tl.zeros((C, BLOCK), output.dtype.element_ty)
+    # The cell that the pixel is the upper left corner of, then those to the left, above, and above to the left.
+    for corner in tl.static_range(4):
+        for split in range(splits):
+            part = at + tl.cast(corner * splits + split, WIDE) * classes * cells
+            total += tl.load(part - (corner % 2 + corner // 2 * columns), mask, other=0)
+    output += tl.cast(n, tl.int64) * image_stride
+    tl.store(output + tl.cast(k, WIDE) * class_stride + tl.cast(p, WIDE) * pixel_stride, total, mask)
