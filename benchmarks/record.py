@@ -1,6 +1,6 @@
 """Run the benchmarks, keep the result, and render the README's table and plot from it.
 
-    python benchmarks/record.py NAME       run, write benchmarks/results/NAME/{default,one_thread,memory}.json, render
+    python benchmarks/record.py NAME       run, write benchmarks/results/NAME/{default,predict,one_thread,memory}.json, render
     python benchmarks/record.py NAME --render-only
 
 NAME says what was measured, such as epyc-zen5-2-threads. Nothing else should be running.
@@ -156,7 +156,8 @@ def main():
     parser.add_argument("--render-only", action="store_true")
     arguments = parser.parse_args()
     if not arguments.render_only:
-        run(arguments.name, "default.json")
+        run(arguments.name, "default.json", "-k", "not predict")
+        run(arguments.name, "predict.json", "-k", "predict")
         memory = HERE / "results" / arguments.name / "memory.json"
         memory.write_text(
             subprocess.run(

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 __all__ = ["BilinearGrid"]
 
-# Scale factors arrive as floats; the nearest fraction with a denominator up to this is within 4e-15 of them, and
-# keeps step * dst + origin far inside 64 bits.
-_MAX_DENOMINATOR = 1 << 24
+# Scale factors arrive as floats. The nearest fraction with a denominator up to this is the simple one that was meant
+# (0.7 is 7/10), never further off than 1e-9, and keeps step * dst + origin far inside 64 bits.
+_MAX_DENOMINATOR = 1 << 30
 
 
 @dataclass(frozen=True)

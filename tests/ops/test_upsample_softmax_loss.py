@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.autograd import gradcheck
@@ -61,6 +63,8 @@ def test_values(sampling, dtype, implementation, device):
 @pytest.mark.isa
 def test_values_on_random_grids(implementation, device, seed):
     for sampling in random_samplings(seed, 25):
+        if math.prod(sampling.grid.size) < 64:
+            continue  # the loss of a few pixels can be next to nothing, and an error relative to that anything
         logits = 3 * randn(1, 3, *sampling.in_size, device=device)
         target = targets(sampling, 3, 1, device=device)
         target.flatten()[0] = 2  # a mean over nothing is another test
