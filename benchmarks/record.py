@@ -157,7 +157,6 @@ def main():
     arguments = parser.parse_args()
     if not arguments.render_only:
         run(arguments.name, "default.json", "-k", "not predict")
-        run(arguments.name, "predict.json", "-k", "predict")
         memory = HERE / "results" / arguments.name / "memory.json"
         memory.write_text(
             subprocess.run(
@@ -166,6 +165,8 @@ def main():
         )
         run(arguments.name, "one_thread.json", "-k", "not stages and not predict and not compile", threads=1)
     render(arguments.name)
+    if not arguments.render_only:
+        run(arguments.name, "predict.json", "-k", "predict")  # whole nets at two sizes: minutes
 
 
 if __name__ == "__main__":

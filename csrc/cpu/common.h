@@ -47,6 +47,7 @@ template <class T> class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data_); }
   operator T*() const { return data_; }
+  const T* operator+() const { return data_; }
 
  private:
   T* data_;

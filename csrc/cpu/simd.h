@@ -294,6 +294,38 @@ template <class T, class F> FCN_FAST_INLINE void transform(T* out, int64_t n, co
   }
 }
 
+// The same past the caches, for an output so large that it would only push other things out of them: no line is read
+// before it is overwritten. Ends with a fence, so that other threads see it.
+template <class T, class F> FCN_FAST_INLINE void transform_streaming(T* out, int64_t n, const F& f) {
+#if FCN_FAST_VECTOR_BYTES >= 32
+  constexpr int lanes = kLanes<arithmetic_t<T>>;
+  constexpr int64_t bytes = lanes * sizeof(T);
+  if (n >= 2 * lanes) {
+    const auto value = [&](int64_t i) { return f([i](const auto* p) { return load(p + i); }); };
+    const int64_t beyond = reinterpret_cast<uintptr_t>(out) % bytes;
+    int64_t i = beyond ? (bytes - beyond) / int64_t(sizeof(T)) : 0;
+    if (beyond) store(out, value(0));
+    for (; i + lanes <= n; i += lanes) {
+      alignas(64) T line[lanes];
+      store(line, value(i));
+      if constexpr (bytes == 64) {
+#if FCN_FAST_VECTOR_BYTES == 64
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(out + i), _mm512_load_si512(line));
+#endif
+      } else if constexpr (bytes == 32) {
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(out + i), _mm256_load_si256(reinterpret_cast<const __m256i*>(line)));
+      } else {
+        _mm_stream_si128(reinterpret_cast<__m128i*>(out + i), _mm_load_si128(reinterpret_cast<const __m128i*>(line)));
+      }
+    }
+    if (i < n) store(out + n - lanes, value(n - lanes));
+    _mm_sfence();
+    return;
+  }
+#endif
+  transform(out, n, f);
+}
+
 // exp of x <= 88, to about one unit in the last place; below -87 it is 0, NaN stays NaN.
 // 2^n * (1 + r + r^2 Q(r)), Q the minimax polynomial of degree 4 on |r| <= ln 2 / 2.
 FCN_FAST_INLINE Vec<float> exp(Vec<float> x) {

@@ -14,12 +14,16 @@ constexpr int kAbreast = 4;  // vectors of pixels whose exponentials are in flig
 // The tiles of n images.
 struct Tiles {
   int64_t pixels, tile, per_image, count;
-  Tiles(const Map& logits, int64_t element) : pixels(logits.h * logits.w) {
-    tile = smaller(larger((128 << 10) / (logits.c * element) / 64 * 64, int64_t(64)), int64_t(1024));
+  Tiles(const Map& logits, int64_t tile) : pixels(logits.h * logits.w), tile(tile) {
     per_image = ceil_div(pixels, tile);
     count = logits.n * per_image;
   }
 };
+
+// The next class lies in other pages, where the hardware starts to look ahead anew: do it for it.
+template <class T> FCN_FAST_INLINE void prefetch(const T* row, int64_t size) {
+  for (int64_t p = 0; p < size; p += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + p);
+}
 
 // Tile [first, first + size) of an image as rows of one class each, and each pixel's largest logit.
 template <class T, class A>
@@ -29,9 +33,8 @@ void load_tile(const T* image, const Map& logits, int64_t pixels, int64_t first,
     if (logits.channels_last) {
       for (int64_t p = 0; p < size; ++p) row[p] = to_arithmetic(image[(first + p) * logits.c + c]);
     } else {
-      // The next class lies in other pages, where the hardware starts to look ahead anew: do it for it.
       const T* from = image + c * pixels + first;
-      for (int64_t p = 0; c + 1 < logits.c && p < size; p += 64 / int64_t(sizeof(T))) __builtin_prefetch(from + pixels + p);
+      prefetch(from + pixels, c + 1 < logits.c ? size : 0);
       transform(row, size, [&](const auto& at) { return at(from); });
     }
     for (int64_t p = 0; p < size; p += kLanes<A>) {
@@ -44,7 +47,9 @@ void load_tile(const T* image, const Map& logits, int64_t pixels, int64_t first,
 template <class T> BadLabel forward(const Map& logits, const Targets& targets, void* loss, void* saved, void* total_weight) {
   using A = arithmetic_t<T>;
   const LossRule<A> rule(targets, logits.c);
-  const Tiles tiles(logits, sizeof(A));
+  // What fits into 128 KB with all its classes.
+  const int64_t fits = (128 << 10) / (logits.c * int64_t(sizeof(A))) / 64 * 64;
+  const Tiles tiles(logits, smaller(larger(fits, int64_t(64)), int64_t(1024)));
   const Buffer<Partial> partials(tiles.count);
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
     const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kAbreast * kLanes<A>);
@@ -109,14 +114,18 @@ void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targe
               double total_weight, const Map& output) {
   using A = arithmetic_t<T>;
   const LossRule<A> rule(targets, logits.c);
-  const Tiles tiles(logits, sizeof(A));
+  const Tiles tiles(logits, 1024);
   const double scale = scale_of(targets.reduction, total_weight, logits.n, tiles.pixels);
   const bool none = targets.reduction == kNone;
   const A grad = none ? A(1) : A(scale) * grad_output[0];
+  const Buffer<A> class_index(logits.c);
+  for (int64_t c = 0; c < logits.c; ++c) class_index[c] = A(c);
+  const A* const classes = class_index;
+  const bool large = logits.n * logits.c * tiles.pixels * int64_t(sizeof(T)) > (8 << 20);
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
     const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
     // A pixel's gradient is whole * softmax - even * class_weight, and less own at its label.
-    const Buffer<A> whole(stride), even(stride), own(stride), at_label(stride);
+    const Buffer<A> whole(stride), even(stride), own(stride), label(stride);
     const Buffer<int32_t> labels(stride);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
@@ -124,43 +133,38 @@ void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targe
       const T* image = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels;
       T* out = static_cast<T*>(output.data) + n * logits.c * tiles.pixels;
       const A *largest = saved + at, *log_sum = largest + logits.n * tiles.pixels;
-      const auto element = [&](int64_t c, int64_t p) {
-        return logits.channels_last ? (first + p) * logits.c + c : c * tiles.pixels + first + p;
-      };
       rule.read(at, size, labels, own, even);
       for (int64_t p = 0; p < size; ++p) {
         const A arrives = none ? grad_output[at + p] : grad;
         own[p] = own[p] == 0 ? own[p] : own[p] * arrives;
         if (rule.smooth != 0) even[p] = even[p] == 0 ? even[p] : even[p] * arrives;
         whole[p] = rule.smooth != 0 ? own[p] + even[p] * rule.class_sum : own[p];
-        at_label[p] = labels[p] < 0 ? A(0) : to_arithmetic(image[element(labels[p], p)]);
+        label[p] = A(labels[p]);  // classes are counted in the same type, so that one comparison finds the label
       }
-      const auto gradient = [](Vec<A> x, Vec<A> largest, Vec<A> log_sum, Vec<A> whole) {
-        const Vec<A> value = whole * exp(x - largest - log_sum);
+      const auto gradient = [](Vec<A> x, Vec<A> largest, Vec<A> log_sum, Vec<A> whole, Vec<A> own, Ints<A> is_label) {
+        const Vec<A> less = is_label ? -own : Vec<A>{};
+        const Vec<A> value = mul_add(whole, exp(x - largest - log_sum), less);
         return whole == 0 ? Vec<A>{} : value;  // an ignored pixel has none, whatever its logits
       };
       if (logits.channels_last) {
         for (int64_t p = 0; p < size; ++p)
           transform(out + (first + p) * logits.c, logits.c, [&](const auto& load) {
-            const Vec<A> value = gradient(load(image + (first + p) * logits.c), splat(largest[p]), splat(log_sum[p]), splat(A(whole[p])));
-            return rule.smooth == 0 ? value : value - load(rule.class_weight()) * A(even[p]);
+            const Vec<A> value = gradient(load(image + (first + p) * logits.c), splat(largest[p]), splat(log_sum[p]),
+                                          splat(whole[p]), splat(own[p]), load(classes) == splat(label[p]));
+            return rule.smooth == 0 ? value : value - load(rule.class_weight()) * even[p];
           });
       } else {
-        for (int64_t c = 0; c < logits.c; ++c)
-          transform(out + c * tiles.pixels + first, size, [&](const auto& load) {
-            const Vec<A> value = gradient(load(image + c * tiles.pixels + first), load(largest), load(log_sum), load(static_cast<const A*>(whole)));
-            return rule.smooth == 0 ? value : value - load(static_cast<const A*>(even)) * rule.class_weight()[c];
-          });
-      }
-      // The label's own element again, in full precision up to its one store: own * (softmax - 1), which keeps its
-      // digits where the softmax is almost 1.
-      for (int64_t p = 0; p < size; p += kLanes<A>)
-        store(at_label + p, exp(load<A>(at_label + p) - load(largest + p) - load(log_sum + p)));
-      for (int64_t p = 0; p < size; ++p) {
-        if (labels[p] < 0) continue;
-        A value = own[p] * (at_label[p] - 1);
-        if (rule.smooth != 0) value += even[p] * (rule.class_sum * at_label[p] - rule.class_weight()[labels[p]]);
-        out[element(labels[p], p)] = to_storage<T>(whole[p] == 0 ? A(0) : value);
+        for (int64_t c = 0; c < logits.c; ++c) {
+          const T* from = image + c * tiles.pixels + first;
+          prefetch(from + tiles.pixels, c + 1 < logits.c ? size : 0);
+          const auto value_of = [&](const auto& load) {
+            const Vec<A> value = gradient(load(from), load(largest), load(log_sum), load(+whole), load(+own),
+                                          load(+label) == splat(classes[c]));
+            return rule.smooth == 0 ? value : value - load(+even) * rule.class_weight()[c];
+          };
+          if (large) transform_streaming(out + c * tiles.pixels + first, size, value_of);
+          else transform(out + c * tiles.pixels + first, size, value_of);
+        }
       }
     }
   });

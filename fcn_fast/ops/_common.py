@@ -121,6 +121,8 @@ def first_derivative_only(operation):
     def decorate(backward):
         @functools.wraps(backward)
         def wrapper(ctx, *grads):
+            if grads[0] is None:  # nothing arrives at the loss
+                return (None,) * len(ctx.needs_input_grad)
             with torch.no_grad():
                 grad, *nothing = backward(ctx, *grads)
             if torch.is_grad_enabled():
