@@ -1,7 +1,8 @@
 """Run the benchmarks, keep the result, and render the README's table and plot from it.
 
-    python benchmarks/record.py NAME       run, write benchmarks/results/NAME/{default,predict,one_thread,memory}.json, render
-    python benchmarks/record.py NAME --render-only
+    python -P benchmarks/record.py NAME    run, render, and write {default,memory,one_thread,predict}.json under
+                                           benchmarks/results/NAME
+    python -P benchmarks/record.py NAME --render-only
 
 NAME says what was measured, such as epyc-zen5-2-threads. Nothing else should be running.
 """
