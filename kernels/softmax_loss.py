@@ -8,7 +8,7 @@ channels_last ones are (BLOCK, CHUNK), neighbouring classes side by side.
 
 Sums run over a program's pixels, then in double precision over the programs, always in the same order.
 
-Registers (ptxas for sm_80 to sm_120): 48 to 96 forward, 64 to 112 backward; about ten instructions an element, one of
+Registers (ptxas for sm_80 to sm_120): 48 to 124 forward, 64 to 124 backward; about ten instructions an element, one of
 them an exponential.
 """
 
@@ -102,6 +102,7 @@ class _Work:
             "ALIGN": align,
             "INDEX": rule.index_type(classes * pixels),
             "ACC": rule.accumulate_type(logits.dtype),
+            "maxnreg": 128,
             "num_warps": 4 if last else max(block * logits.element_size() // 512, 1),
         }
 
@@ -150,11 +151,11 @@ def _forward(
         rows = tl.expand_dims(c, 1 - AXIS)
         known = mask & (rows < classes)
         x = tl.load(logits + _offset(rows, columns, classes, pixels, AXIS, INDEX), known, other=-float("inf")).to(ACC)
-        largest = tl.maximum(largest, tl.max(x, AXIS))
+        before, largest = largest, tl.maximum(largest, tl.max(x, AXIS))
         # A pixel whose logits so far are all -inf keeps its sum of 0.
         new_shift = tl.where(largest == -float("inf"), 0, largest)
         x -= tl.expand_dims(new_shift, AXIS)
-        sums = sums * tl.exp(shift - new_shift) + tl.sum(tl.exp(x), AXIS)
+        sums = sums * tl.exp(before - new_shift) + tl.sum(tl.exp(x), AXIS)
         if SMOOTHING > 0:
             class_weights = _class_weights(class_weight, c, classes, ACC)
             weighted = tl.where(known, x * tl.expand_dims(class_weights, 1 - AXIS), 0)

@@ -1,0 +1,46 @@
+"""The Triton kernels: on the GPU where there is one, else in Triton's interpreter, on the CPU and slowly."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which no other test does
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent.name == "kernels" and "cpu" in item.name and not INTERPRETED:
+            item.add_marker(pytest.mark.skip(reason="Triton is not the interpreter (TRITON_INTERPRET=1)"))
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """Mends the interpreter of Triton 3.6.
+
+    It makes Python numbers of arrays with one element, which NumPy 2.4 no longer does, and truncates to bfloat16 where
+    a GPU rounds.
+    """
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    patch, convert = interpreter._patch_lang_tensor, interpreter._convert_float
+
+    def patch_index_too(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    def round_to_nearest(input, input_dtype, output_dtype, rounding):
+        if output_dtype == interpreter.tl.bfloat16:
+            rounded = torch.from_numpy(np.ascontiguousarray(input)).bfloat16()
+            return rounded.view(torch.int16).numpy().view(np.uint16)
+        return convert(input, input_dtype, output_dtype, rounding)
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index_too)
+    monkeypatch.setattr(interpreter, "_convert_float", round_to_nearest)

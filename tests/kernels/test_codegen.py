@@ -1,0 +1,56 @@
+"""Every kernel compiles for GPUs that are absent: without spills, in bounded registers, with loads of 16 bytes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from . import codegen
+
+# Registers of one kernel in any dtype; what a multiprocessor has left for other warps is 65536 over it.
+CEILINGS = {
+    "_sample": 152, "_gather": 104, "_forward": 128, "_backward": 128, "_argmax": 208, "_cells": 176,
+    "_combine": 96, "_weigh": 64, "_finish": 64,
+}  # fmt: skip
+# Bits of the widest load and store where rows are multiples of 16 bytes; 0 for what is gathered.
+WIDEST = {"_forward": (128, 0), "_backward": (128, 128), "_sample": (0, 128)}
+ALL = os.environ.get("FCN_FAST_CODEGEN") == "all"
+
+
+def chosen(gpu, case):
+    """Everything for the H100, and for the others what differs most; FCN_FAST_CODEGEN=all: everything."""
+    operator, dtype, *rest = case.split("-")
+    common = dtype in ("float32", "bfloat16") and rest == ["contiguous"] or operator == "upsample_argmax"
+    if gpu == 90:
+        common = dtype != "float16" and (dtype != "float64" or "channels_last" not in rest)
+    return ALL or common
+
+
+JOBS = [(gpu, case[0]) for case in codegen.cases() for gpu in codegen.GPUS if chosen(gpu, case[0])]
+
+
+@pytest.fixture(scope="session")
+def reports():
+    """What became of every kernel of JOBS. In another process, because in this one Triton is the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    words = [f"{gpu}:{case}" for gpu, case in JOBS]
+    command = [sys.executable, "-W", "ignore", Path(codegen.__file__), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(("gpu", "case"), JOBS)
+def test_codegen(gpu, case, reports):
+    mine = [report for report in reports if (report["gpu"], report["case"]) == (gpu, case)]
+    assert mine
+    for report in mine:
+        kernel = report["kernel"]
+        assert report["stack"] == 0, f"{report}: a stack is where a kernel spills"
+        assert report["registers"] <= CEILINGS[kernel], report
+        if "contiguous" in case and kernel in WIDEST:
+            load, store = WIDEST[kernel]
+            assert report["bits"]["ld"] >= load and report["bits"]["st"] >= store, report

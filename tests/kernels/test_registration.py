@@ -1,0 +1,60 @@
+"""The kernels take their place without Triton being imported, and leave it to the reference where Triton is broken."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fcn_fast
+
+ROOT = Path(fcn_fast.__file__).parent.parent
+
+# Before fcn_fast looks, torch has CUDA; nothing of it is used.
+CUDA = "import torch; torch.version.cuda = '13.0'; "
+HAS = "lambda name: torch._C._dispatch_has_kernel_for_dispatch_key('fcn_fast::' + name, 'CUDA')"
+
+
+def python(program, *path):
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FCN_FAST_ALLOW_REFERENCE")}
+    environment["PYTHONPATH"] = os.pathsep.join(str(p) for p in (*path, ROOT))
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_without_cuda_nothing_is_registered():
+    program = "import sys, torch; torch.version.cuda = None; import fcn_fast; from fcn_fast import kernels; "
+    python(
+        program
+        + f"assert not any(map({HAS}, kernels.OPERATORS)) and kernels.missing(); assert 'triton' not in sys.modules"
+    )
+
+
+def test_with_cuda_every_operator_has_a_kernel():
+    program = CUDA + "import sys, fcn_fast; from fcn_fast import kernels; "
+    python(
+        program
+        + f"assert all(map({HAS}, kernels.OPERATORS)) and not kernels.missing(); assert 'triton' not in sys.modules"
+    )
+
+
+def test_a_compiled_kernel_takes_precedence():
+    program = CUDA + (
+        "import warnings; warnings.simplefilter('error'); import fcn_fast; from fcn_fast import kernels, ops\n"
+        "kernels.register(ops._common.library)"  # every operator has one by now: one more would be a warning
+    )
+    python(program)
+
+
+def test_a_broken_triton_leaves_the_reference(tmp_path):
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise RuntimeError('no libcuda')")
+    program = CUDA + (
+        "import warnings, fcn_fast; from fcn_fast import kernels, reference\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    assert kernels._working('skip_fuse') is reference.skip_fuse\n"
+        "    assert kernels._working('skip_fuse') is reference.skip_fuse\n"
+        "assert len(caught) == 1 and 'no libcuda' in str(caught[0].message), caught"
+    )
+    python(program, tmp_path)

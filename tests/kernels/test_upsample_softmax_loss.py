@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from fcn_fast import kernels, reference
+from fcn_fast.reference import FULL, MEAN, NONE, SUM
+
+from ..ops.support import labels, randn
+from .support import CLAMPED, DTYPES_AND_LAYOUTS, FEW, GRIDS, ZERO, assert_close, by_name, exactly, file_of
+from .test_softmax_loss import OPTIONS, options_of
+
+pytestmark = pytest.mark.usefixtures("deterministic")
+INF, NAN = float("inf"), float("nan")
+
+
+def compare(logits, target, grid, options=(None, None, 0.0), reduction=MEAN, both=False):
+    """The loss and its gradient; both: also the loss alone, which must be the same."""
+    weight, pixel_weight, smoothing = options
+    arguments = (logits, target, weight, pixel_weight, grid.numbers(), 255, reduction, smoothing, False)
+    loss, saved = kernels.upsample_softmax_loss(*arguments, True)
+    exact = exactly(reference.upsample_softmax_loss, *arguments, True)
+    plain = reference.upsample_softmax_loss(*arguments, True)
+    assert loss.dtype == saved.dtype == plain[0].dtype
+    assert reference.memory_format(saved) == reference.memory_format(plain[1])
+    assert_close(loss, exact[0], plain[0], least=1)
+    assert_close(saved, exact[1], plain[1], least=1 if logits.shape[1] == 1 else 0)
+    if both:
+        alone = kernels.upsample_softmax_loss(*arguments, False)
+        assert alone[1].numel() == 0 and torch.equal(alone[0].nan_to_num(), loss.nan_to_num())
+
+
+def random(grid, classes=3, n=1, device="cpu", dtype=torch.float32, layout="contiguous", scale=2):
+    logits = scale * randn(n, classes, *grid.in_size, dtype=dtype, device=device, layout=layout)
+    return logits, labels(n, *grid.size, classes=classes, device=device, dtype=torch.uint8), grid
+
+
+@pytest.mark.parametrize("grid", **by_name(GRIDS))
+def test_values(grid, device):
+    compare(*random(grid, device=device))
+
+
+@pytest.mark.parametrize(("dtype", "layout"), DTYPES_AND_LAYOUTS)
+def test_dtypes_and_layouts(dtype, layout, device):
+    compare(*random(ZERO, dtype=dtype, layout=layout, device=device), reduction=SUM)
+
+
+@pytest.mark.parametrize("reduction", range(5))
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options(options, reduction, device):
+    logits, target, grid = random(ZERO, n=2, device=device)
+    shape = (2, 3, *grid.size)
+    compare(logits, target, grid, options_of(options, shape, torch.float32, device), reduction, both=True)
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_gentle_and_steep_cells(options, scale, device):
+    """Steep ones take the way with the largest logit of every pixel; shifted, the logits are large too."""
+    logits, target, grid = random(CLAMPED, scale=scale, device=device)
+    shape = (1, 3, *grid.size)
+    for shift, reduction in ((0, FULL), (1e3, NONE), (-1e3, SUM)):
+        chosen = options_of(options, shape, torch.float32, device)
+        compare(logits + shift, target, grid, chosen, reduction)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 21])
+def test_class_counts(classes, device):
+    compare(*random(ZERO, classes=classes, device=device))
+
+
+@pytest.mark.parametrize("grid", **by_name(FEW))
+@pytest.mark.parametrize("reduction", [NONE, SUM])
+def test_bad_labels_are_nan(reduction, grid, device):
+    logits, target, _ = random(grid, device=device)
+    target[0, 2, 3] = 3
+    compare(logits, target, grid, (None, None, 0.1), reduction)
+    with pytest.raises(ValueError, match=r"^target: expected labels from 0 to 2 or ignore_index, got 3 at \[0, 2, 3\]"):
+        kernels.upsample_softmax_loss(logits, target, None, None, grid.numbers(), 255, MEAN, 0.0, True, False)
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+@pytest.mark.parametrize("grid", **by_name(FEW))
+def test_not_finite(grid, value, device):
+    logits, target, _ = random(grid, classes=4, device=device)
+    target[target == 3] = 255
+    logits[:, 3] = value
+    compare(logits, target, grid, reduction=SUM)
+    logits[0, 0, 1, 1] = value
+    compare(logits, target, grid, reduction=NONE)
+
+
+@pytest.mark.parametrize("reduction", range(5))
+def test_nothing_that_counts(reduction, device):
+    logits, target, grid = random(ZERO, device=device)
+    compare(logits, torch.full_like(target, 255), grid, reduction=reduction)
+    compare(logits, target, grid, (torch.zeros(3, device=device), None, 0.0), reduction)
+    compare(logits[:0], target[:0], grid, reduction=reduction)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_chunks_of_the_batch(layout, monkeypatch, device):
+    logits, target, grid = random(ZERO, n=3, layout=layout, device=device)
+    monkeypatch.setattr(file_of("upsample_softmax_loss"), "MAPS", 1)
+    for reduction in (NONE, MEAN):
+        shape = (3, 3, *grid.size)
+        compare(logits, target, grid, options_of("all", shape, torch.float32, device), reduction)
+
+
+def test_offsets_in_64_bits(monkeypatch, device):
+    from fcn_fast.kernels import grid
+
+    monkeypatch.setattr(grid, "index_type", lambda largest: grid.tl.int64)
+    compare(*random(ZERO, n=2, device=device))
