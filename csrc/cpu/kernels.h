@@ -20,8 +20,9 @@ struct Map {
 
 enum Reduction { kNone, kMean, kSum, kFull, kBatch };
 
+// The first label out of range.
 struct BadLabel {
-  int64_t position = INT64_MAX;  // flat, the first one; INT64_MAX if there is none
+  int64_t position = INT64_MAX;  // flat; INT64_MAX if there is none
 };
 
 // The targets of n x pixels labels and how each counts. Weights are in the dtype of the arithmetic.
@@ -36,9 +37,9 @@ struct Targets {
 };
 
 struct Kernels {
-  // skip: null, or the map that is added, read from (top, left).
   void (*bilinear_upsample)(const Map& input, const Grid&, const Map& output);
   void (*bilinear_upsample_backward)(const Map& grad_output, const Grid&, const Map& grad_input);
+  // The skip is read from (top, left).
   void (*skip_fuse)(const Map& coarse, const Map& skip, int64_t top, int64_t left, const Grid&, const Map& output);
   // loss: one number, or one a pixel; saved: null, or (2, n, pixels), see fcn_fast/reference.py; total_weight: one number.
   BadLabel (*softmax_loss)(const Map& logits, const Targets&, void* loss, void* saved, void* total_weight);
