@@ -9,9 +9,9 @@ from tqdm import tqdm
 
 from fcn_fast import models, pictures
 from fcn_fast.command import InputError, pick_device, writable_folder
+from fcn_fast.data import class_names
 from fcn_fast.data.images import read_image
 from fcn_fast.data.transforms import TRANSFORMS
-from fcn_fast.data.voc import CLASSES
 
 __all__ = ["convert", "find_images", "load_model", "run"]
 
@@ -41,7 +41,7 @@ def run(images, weights, model=None, out=".", device=None):
     paths = find_images(images)
     out = writable_folder(out)
     model = load_model(weights, model)
-    transform = TRANSFORMS[model.variant.transform]
+    transform, names = TRANSFORMS[model.variant.transform], class_names(model.variant.transform)
     if len(transform.parts) > 1:
         takes = " and ".join(transform.parts)
         raise InputError(f"model: expected one that takes one image, got {model.variant.name}, which takes {takes}")
@@ -61,8 +61,7 @@ def run(images, weights, model=None, out=".", device=None):
                 continue
             labels = _labels(model, transform(photo).to(device, memory_format=torch.channels_last))
             for head, part in labels.items():
-                names = CLASSES if model.variant.transform == "voc" else ()
-                progress.write(_write(out, path, photo, head, part, names))
+                progress.write(_write(out, path, photo, head, part, names.get(head, ())))
     return code
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fcn_fast import cli, models, predict
-from fcn_fast.data import voc
+from fcn_fast.data import siftflow, voc
 from fcn_fast.data.images import PHOTO, read_image, to_input
 
 from .models import caffe_nets
@@ -123,11 +123,12 @@ def test_two_heads_have_a_picture_each(tmp_path, weights, capsys):
     Image.new("RGB", (20, 10), (200, 10, 40)).save(tmp_path / "photo.png")
     path = weights("siftflow-fcn32s")
     assert run("predict", tmp_path / "photo.png", "--weights", path, "--out", tmp_path) == 0
-    out = capsys.readouterr().out
-    for head, classes in (("sem", 33), ("geo", 3)):
+    lines = capsys.readouterr().out.splitlines()[::2]
+    for line, head, classes in zip(lines, ("sem", "geo"), (33, 3), strict=True):
         labels = np.asarray(Image.open(tmp_path / f"photo_{head}_labels.png"))
         assert labels.shape == (10, 20) and labels.max() < classes
-        assert f" {head}: class " in out
+        found = re.findall(r"([a-z]+) \d+\.\d%", line.split(f" {head}: ")[1])
+        assert set(found) == {siftflow.CLASSES[head][label] for label in np.unique(labels)}
 
 
 def test_the_transform_is_the_nets(tmp_path, weights, monkeypatch):

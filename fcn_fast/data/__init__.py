@@ -7,10 +7,51 @@ A data set is a map-style :class:`torch.utils.data.Dataset`. Its item is ``(imag
 
 Its attributes ``classes`` (names by label, a tuple; {head: names} where there are several) and ``ignore_index`` (255)
 say what the labels mean. ``KINDS[kind](path, split, transform)`` opens one; None for split or transform means the data
-set's own.
+set's own, and for the split that is the one it is evaluated on.
 """
 
-__all__ = ["KINDS"]
+from fcn_fast.command import InputError
+from fcn_fast.data.nyud import NYUD
+from fcn_fast.data.pascalcontext import PASCALContext
+from fcn_fast.data.sbd import SBD, voc_sbd
+from fcn_fast.data.siftflow import SIFTFlow
+from fcn_fast.data.voc import VOC
 
-KINDS = {}
-"""{kind of data set: its class}."""
+__all__ = ["KINDS", "NYUD", "PASCALContext", "SBD", "SIFTFlow", "VOC", "class_names", "open_data", "voc_sbd"]
+
+KINDS = {
+    "nyud": NYUD,
+    "pascalcontext": PASCALContext,
+    "sbd": SBD,
+    "siftflow": SIFTFlow,
+    "voc": VOC,
+    "voc-sbd": voc_sbd,
+}
+"""{kind of data set: what opens one}."""
+
+
+def open_data(spec, split=None, transform=None, **options):
+    """The data set that ``KIND:PATH`` names; where the kind needs no path, ``KIND``.
+
+    Args:
+        spec: one of :data:`KINDS`, a colon, and where the data are.
+        split, transform: as in :data:`KINDS`.
+        **options: further ones of this kind, such as ``broken="skip"`` of those on disk.
+
+    Raises:
+        InputError: no such kind, or as the kind's own.
+    """
+    kind, _, path = str(spec).partition(":")
+    if kind not in KINDS:
+        raise InputError(f"data: expected KIND:PATH with one of {', '.join(KINDS)}, got {spec}")
+    return KINDS[kind](path, split, transform, **options)
+
+
+def class_names(transform):
+    """{head: names by label} of the data set that a transform is for, whose kind its name begins with; {} for no kind.
+
+    Args:
+        transform: name in :data:`fcn_fast.data.transforms.TRANSFORMS`.
+    """
+    classes = getattr(KINDS.get(transform.partition("-")[0]), "classes", {})
+    return classes if isinstance(classes, dict) else {"": classes}

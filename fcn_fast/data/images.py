@@ -1,5 +1,6 @@
 """Photographs: from a file to what a net takes."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -7,24 +8,49 @@ import torch
 from PIL import Image, ImageOps
 
 from fcn_fast.command import InputError
-from fcn_fast.data.voc import MEAN_BGR
 
-__all__ = ["PHOTO", "fit", "read_image", "to_input"]
+__all__ = ["MEAN_BGR", "PHOTO", "fit", "read_image", "read_values", "to_input"]
+
+MEAN_BGR = (104.00699, 116.66877, 122.67892)
+"""The mean blue, green and red that the published nets for VOC subtract, of values from 0 to 255."""
 
 PHOTO = Path(__file__).with_name("astronaut.jpg")
 """A photograph in the public domain that ships with the package."""
 
 
-def read_image(path):
-    """The image in a file, upright and in RGB.
+def read_image(path, upright=True):
+    """The image in a file, in RGB.
+
+    Args:
+        path: of the file.
+        upright: whether to turn it as its EXIF data say; label maps are of the pixels as they are stored.
 
     Raises:
         InputError: there is no such file, or it is no image that Pillow reads.
     """
+    with _opened(path) as image:
+        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+
+
+def read_values(path):
+    """The numbers in an image of one channel: (H, W) array of its grey values, or of its palette's indices.
+
+    Raises:
+        InputError: as :func:`read_image`, or another number of channels.
+    """
+    with _opened(path) as image:
+        values = np.array(image)
+    if values.ndim != 2 or values.dtype == bool:
+        raise InputError(f"image: expected grey values or palette indices, got mode {image.mode}: {path}")
+    return values
+
+
+@contextmanager
+def _opened(path):
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            yield image
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise InputError(f"image: expected a file that can be read, got {path} ({error.strerror})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image: expected an image such as a JPEG or PNG, got {path}") from error

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fcn_fast.data.images import to_input
-from fcn_fast.data.voc import MEAN_BGR
+from fcn_fast.data.images import MEAN_BGR, to_input
 
 __all__ = ["LABELS", "TRANSFORMS", "VOID", "Transform", "hha", "labels_from_one", "labels_from_zero", "log_depth"]
 

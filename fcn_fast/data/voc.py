@@ -1,14 +1,49 @@
-"""PASCAL VOC: its classes, its colours and the mean of its images."""
+"""PASCAL VOC 2011 and 2012, segmentation: its classes, its colours and its files."""
 
-__all__ = ["CLASSES", "MEAN_BGR", "palette"]
+from fcn_fast.data.images import MEAN_BGR, read_values
+from fcn_fast.data.labelled import LabelledImages, find_folder, read_names
+from fcn_fast.data.transforms import LABELS
 
-CLASSES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-    "pottedplant sheep sofa train tvmonitor"
-).split()
+__all__ = ["CLASSES", "MEAN_BGR", "VOC", "palette"]
 
-MEAN_BGR = (104.00699, 116.66877, 122.67892)
-"""The mean blue, green and red that the published nets subtract, of values from 0 to 255."""
+CLASSES = tuple(
+    (
+        "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
+        "pottedplant sheep sofa train tvmonitor"
+    ).split()
+)
+
+
+class VOC(LabelledImages):
+    """Images and classes of one year: JPEGImages/NAME.jpg and SegmentationClass/NAME.png.
+
+    Args:
+        root: the year's folder, such as VOCdevkit/VOC2012.
+        split: a list in ImageSets/Segmentation: train, val, trainval, or one that is put there, such as the published
+            seg11valid.
+        transform, broken: as in :class:`LabelledImages`.
+        without: names to leave out.
+
+    Raises:
+        InputError: as :class:`LabelledImages`, no such folder or list, or no name left.
+    """
+
+    classes = CLASSES
+    own_transform = "voc"
+
+    def __init__(self, root, split=None, transform=None, broken="error", without=()):
+        self.root = find_folder(root, "ImageSets/Segmentation")
+        names = read_names(self.root / "ImageSets" / "Segmentation" / f"{split or 'val'}.txt", without)
+        super().__init__(names, transform, broken)
+
+    def image_path(self, part, name):
+        return self.root / "JPEGImages" / f"{name}.jpg"
+
+    def label_path(self, head, name):
+        return self.root / "SegmentationClass" / f"{name}.png"
+
+    def read_labels(self, head, path):
+        return LABELS["voc"](read_values(path))[0]
 
 
 def palette():
