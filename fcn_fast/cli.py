@@ -51,6 +51,13 @@ def _predict(arguments):
     return predict.run(arguments.images, arguments.weights, arguments.model, arguments.out, arguments.device)
 
 
+def _eval(arguments):
+    from fcn_fast import evaluate
+
+    given = (arguments.model, arguments.split, arguments.out, arguments.device, arguments.skip_broken)
+    return evaluate.run(arguments.data, arguments.weights, *given)
+
+
 def _convert(arguments):
     from fcn_fast import predict
 
@@ -94,6 +101,22 @@ def _parser():
     predict.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the PNGs go (default: here)")
     predict.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     predict.set_defaults(command=_predict)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="measure a net on a data set",
+        description="Label the images of a data set and compare with its labels: print pixel accuracy, mean accuracy, "
+        "mean IU, frequency-weighted IU and each class's, and write them as JSON and the confusion matrix as PNG.",
+    )
+    kinds = "nyud, pascalcontext, sbd, shapes, siftflow, voc or voc-sbd"
+    evaluate.add_argument("--data", required=True, metavar="KIND:PATH", help=f"KIND is {kinds}")
+    evaluate.add_argument("--weights", type=Path, required=True, metavar="W", help=WEIGHTS + " or .safetensors")
+    evaluate.add_argument("--model", metavar="NAME", help=f"{MODEL} (default: what W says, or voc-fcn8s)")
+    evaluate.add_argument("--split", metavar="NAME", help="list of images (default: val; of nyud and siftflow test)")
+    evaluate.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the files go (default: here)")
+    evaluate.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    evaluate.add_argument("--skip-broken", action="store_true", help="leave out images with missing or broken files")
+    evaluate.set_defaults(command=_eval)
 
     convert = commands.add_parser(
         "convert",

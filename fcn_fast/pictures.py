@@ -1,12 +1,13 @@
 """The pictures that the commands write."""
 
 import torch
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_fast.data.voc import CLASSES, palette
 
-__all__ = ["save_label_map", "save_labels", "save_overlay", "save_stages"]
+__all__ = ["save_confusion", "save_label_map", "save_labels", "save_overlay", "save_stages"]
 
 INK = "#222222"
 STAGE_COLOURS = ("#35608d", "#5aa5a0", "#c97b3a")
@@ -87,6 +88,52 @@ def save_stages(path, paper, times, steps, device):
     return path
 
 
+def save_confusion(path, matrix, names, title):
+    """Write a confusion matrix, as shares of each true class, beside the IU of each class, as PNG.
+
+    Args:
+        path: of the PNG.
+        matrix: a :class:`fcn_fast.metrics.ConfusionMatrix`.
+        names: of the classes.
+        title: stands above.
+
+    Returns:
+        path.
+    """
+    count = len(names)
+    side = max(0.27 * count, 2)
+    figure = Figure(figsize=(side + 4.6, side + 3.2), dpi=110, layout="constrained")
+    shares, bars = figure.subplots(1, 2, sharey=True, width_ratios=(side + 0.6, 2))
+    values = matrix.matrix.double() / matrix.matrix.sum(1, keepdim=True)
+    image = shares.imshow(values.numpy(), _confusion_colours(), PowerNorm(0.5, 0, 1), aspect="auto")
+    shares.set_xticks(range(count), names, rotation=90)
+    shares.set_yticks(range(count), names)
+    shares.set_xlabel("predicted", size=9, color=INK)
+    shares.set_ylabel("true", size=9, color=INK)
+    shares.set_xticks([i - 0.5 for i in range(count + 1)], minor=True)
+    shares.set_yticks([i - 0.5 for i in range(count + 1)], minor=True)
+    shares.grid(which="minor", color="#eeeeee", linewidth=0.5)
+    drawn = bars.barh(range(count), matrix.iu.nan_to_num().numpy(), color=STAGE_COLOURS[1], height=0.75)
+    labels = ["does not occur" if iu.isnan() else f"{iu:.1%}" for iu in matrix.iu]
+    bars.bar_label(drawn, labels, padding=3, size=8, color=INK)
+    bars.set_xlim(0, 1.45)
+    bars.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
+    shares.set_title("What each class is predicted as", loc="left", size=10, color=INK)
+    bars.set_title(f"IU, mean {matrix.mean_iu:.1%}", loc="left", size=10, color=INK)
+    for axes in (shares, bars):
+        axes.tick_params(which="both", length=0, labelsize=8, colors=INK)
+        axes.spines[:].set_visible(False)
+    ticks = [0, 0.1, 0.3, 0.6, 1]
+    bar = figure.colorbar(
+        image, ax=shares, location="bottom", shrink=0.7, aspect=40, pad=0.02, ticks=ticks, format="{x:.0%}"
+    )
+    bar.ax.tick_params(labelsize=8, colors=INK)
+    bar.outline.set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", color=INK)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+    return path
+
+
 def _in_colours(labels):
     image = Image.fromarray(labels.to("cpu", torch.uint8).numpy()).convert("P")
     image.putpalette([value for colour in palette() for value in colour])
@@ -95,6 +142,12 @@ def _in_colours(labels):
 
 def _blend(photo, labels):
     return Image.blend(photo, _in_colours(labels).convert("RGB"), 0.6)
+
+
+def _confusion_colours():
+    """From white to blue; grey where there is no pixel of a class."""
+    colours = LinearSegmentedColormap.from_list("confusion", ["#ffffff", "#9db9d6", STAGE_COLOURS[0]])
+    return colours.with_extremes(bad="#f2f2f2")
 
 
 def _shares(axes, rows, stages):
