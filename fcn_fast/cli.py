@@ -6,6 +6,8 @@ from pathlib import Path
 
 import fcn_fast
 from fcn_fast.command import InputError
+from fcn_fast.experiments import NAMES as EXPERIMENTS
+from fcn_fast.train.config import add_arguments as add_train_arguments
 
 __all__ = ["main"]
 
@@ -56,6 +58,18 @@ def _eval(arguments):
 
     given = (arguments.model, arguments.split, arguments.out, arguments.device, arguments.skip_broken)
     return evaluate.run(arguments.data, arguments.weights, *given)
+
+
+def _train(arguments):
+    from fcn_fast.train import command, config
+
+    return command.run(config.read(arguments))
+
+
+def _experiment(arguments):
+    from fcn_fast import experiments
+
+    return experiments.run(arguments.name, arguments.out)
 
 
 def _convert(arguments):
@@ -117,6 +131,28 @@ def _parser():
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
     evaluate.add_argument("--skip-broken", action="store_true", help="leave out images with missing or broken files")
     evaluate.set_defaults(command=_eval)
+
+    train = commands.add_parser(
+        "train",
+        help="train a net on a data set",
+        description="Train a net: write the loss of every step as CSV, checkpoints to go on from, the weights as "
+        "safetensors, and curves and samples as PNG. torchrun --nproc-per-node N -m fcn_fast.cli train shares each "
+        "step's iter_size micro-batches between processes.",
+    )
+    add_train_arguments(train)
+    train.set_defaults(command=_train)
+
+    experiment = commands.add_parser(
+        "experiment",
+        help="run a finding of the papers again on generated pictures",
+        description="Train narrow nets on Shapes and write a table and a figure. Experiments share the nets that they "
+        "have in common, and take up one that is trained already.",
+    )
+    experiment.add_argument("name", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
+    experiment.add_argument(
+        "--out", type=Path, default=Path("experiments"), metavar="DIR", help="where it goes (default: experiments)"
+    )
+    experiment.set_defaults(command=_experiment)
 
     convert = commands.add_parser(
         "convert",

@@ -14,15 +14,17 @@ from fcn_fast.command import InputError
 from fcn_fast.data.nyud import NYUD
 from fcn_fast.data.pascalcontext import PASCALContext
 from fcn_fast.data.sbd import SBD, voc_sbd
+from fcn_fast.data.shapes import Shapes
 from fcn_fast.data.siftflow import SIFTFlow
 from fcn_fast.data.voc import VOC
 
-__all__ = ["KINDS", "NYUD", "PASCALContext", "SBD", "SIFTFlow", "VOC", "class_names", "open_data", "voc_sbd"]
+__all__ = ["KINDS", "NYUD", "PASCALContext", "SBD", "SIFTFlow", "Shapes", "VOC", "class_names", "open_data", "voc_sbd"]
 
 KINDS = {
     "nyud": NYUD,
     "pascalcontext": PASCALContext,
     "sbd": SBD,
+    "shapes": Shapes,
     "siftflow": SIFTFlow,
     "voc": VOC,
     "voc-sbd": voc_sbd,

@@ -1,0 +1,111 @@
+"""What an experiment writes: a table as Markdown, CSV and JSON, and a figure."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from fcn_fast.experiments.runs import perform
+
+__all__ = ["Experiment", "draw", "write"]
+
+_MEASURES = {
+    "pixel accuracy": "pixel_accuracy",
+    "mean accuracy": "mean_accuracy",
+    "mean IU": "mean_iu",
+    "frequency-weighted IU": "frequency_weighted_iu",
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment that compares nets.
+
+    Args:
+        name: of the command and the folder.
+        title: of the table and the figure.
+        claim: what the papers say.
+        runs: {label: :class:`fcn_fast.experiments.runs.Run`}.
+        published: {label: mean IU} where the papers give one.
+        across: what the curves are drawn over, ``"images"`` or ``"step"``.
+    """
+
+    name: str
+    title: str
+    claim: str
+    runs: dict
+    published: dict = field(default_factory=dict)
+    across: str = "images"
+
+    def run(self, folder, runs):
+        """Do the runs that are not done, and write the table and the figure; returns their rows.
+
+        Args:
+            folder: of this experiment's table and figure.
+            runs: folder of the runs of all experiments.
+        """
+        results = {label: perform(run, runs) for label, run in self.runs.items()}
+        rows = []
+        for label, result in results.items():
+            row = {"": label, "images": result.log[-1][1]}
+            row |= {title: round(result.measures[name], 4) for title, name in _MEASURES.items()}
+            rows.append(row | ({"published mean IU": self.published.get(label)} if self.published else {}))
+        write(folder, self.title, self.claim, rows)
+        draw(folder / "figure.png", self.title, *(self._curves(results, column) for column in (3, 2)), self.across)
+        return rows
+
+    def _curves(self, results, column):
+        across = 1 if self.across == "images" else 0
+        return {
+            label: [(row[across], row[column]) for row in result.log if row[column] is not None]
+            for label, result in results.items()
+        }
+
+
+def write(folder, title, claim, rows):
+    """Write rows of a table, dicts with the same keys, as table.md, table.csv and table.json."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table.json").write_text(json.dumps({"title": title, "claim": claim, "rows": rows}, indent=1) + "\n")
+    with open(folder / "table.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
+    lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
+    (folder / "table.md").write_text("\n".join([f"# {title}", "", f"The papers: {claim}", "", *lines]) + "\n")
+
+
+def draw(path, title, mean_iu, loss, across):
+    """Draw the curves {label: [(x, y)]} of the held-out mean IU and of the smoothed loss."""
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for label, points in mean_iu.items():
+        left.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
+    for points in loss.values():
+        right.plot(*zip(*_smoothed(points), strict=True), linewidth=1)
+    for axes, name in ((left, "held-out mean IU"), (right, "training loss, smoothed")):
+        axes.set_xlabel("steps" if across == "step" else "images")
+        axes.set_title(name, loc="left", size=10)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.set_ylim(bottom=0)
+    right.set_yscale("log")
+    left.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold")
+    figure.savefig(path)
+
+
+def _smoothed(points, count=60):
+    """The means of so many equal parts."""
+    size = max(1, len(points) // count)
+    parts = [points[start : start + size] for start in range(0, len(points) - size + 1, size)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def _cell(value):
+    if value is None:
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
