@@ -48,8 +48,7 @@ def run(data, weights, model=None, split=None, out=".", device=None, skip_broken
     device = pick_device(device)
     out = writable_folder(out)
     net = load_model(weights, model)
-    options = {"broken": "skip"} if skip_broken else {}
-    dataset = open_data(data, split, TRANSFORMS[net.variant.transform], **options)
+    dataset = open_data(data, split, TRANSFORMS[net.variant.transform], "skip" if skip_broken else "error")
     names = dataset.classes if isinstance(dataset.classes, dict) else {"": dataset.classes}
     _check_classes(net, names)
     net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
@@ -57,30 +56,26 @@ def run(data, weights, model=None, split=None, out=".", device=None, skip_broken
     matrices = _measure(net, dataset, device)
     seconds = time.perf_counter() - start
 
-    skipped = getattr(dataset, "skipped", {})
-    print(f"{net.variant.name} on {data}, {split or 'default'} split: {len(dataset):,} images in {seconds:,.1f} s")
-    if skipped:
-        print(f"skipped {len(skipped):,} images, the first: {next(iter(skipped.values()))}")
-    written = []
-    for head, matrix in matrices.items():
-        print("\n".join(_table(head, matrix, names[head])))
-        path = out / f"confusion{'_' * bool(head)}{head}.png"
-        title = f"{net.variant.name} on {str(data).partition(':')[0]}{': ' * bool(head)}{head}"
-        written.append(pictures.save_confusion(path, matrix, names[head], title))
     report = {
         "model": net.variant.name,
         "weights": str(weights),
         "data": str(data),
-        "split": split,
+        "split": dataset.split,
         "images": len(dataset),
-        "skipped": skipped,
+        "skipped": getattr(dataset, "skipped", {}),
         "seconds": seconds,
         "device": device.type,
         "versions": {"fcn_fast": fcn_fast.__version__, "torch": torch.__version__},
         "heads": {head or "labels": _numbers(matrix, names[head]) for head, matrix in matrices.items()},
     }
-    written.append(out / "evaluation.json")
-    written[-1].write_text(json.dumps(report, indent=1) + "\n")
+    written = [_write_report(out / "evaluation.json", report)]
+    for head, matrix in matrices.items():
+        path = out / f"confusion{'_' * bool(head)}{head}.png"
+        title = f"{net.variant.name} on {str(data).partition(':')[0]}{': ' * bool(head)}{head}"
+        written.append(pictures.save_confusion(path, matrix, names[head], title))
+    print("\n".join(_header(report)))
+    for head, matrix in matrices.items():
+        print("\n".join(_table(head, matrix, names[head])))
     print(*written, sep="  ")
     return 0
 
@@ -104,6 +99,18 @@ def _measure(net, dataset, device):
                 matrix.update(part[0], truth.to(device))
             progress.set_postfix_str(", ".join(f"mean IU {matrix.mean_iu:.3f}" for matrix in matrices.values()))
     return matrices
+
+
+def _write_report(path, report):
+    path.write_text(json.dumps(report, indent=1) + "\n")
+    return path
+
+
+def _header(report):
+    what = f"{report['model']} on {report['data']}, {report['split']}"
+    yield f"{what}: {report['images']:,} images in {report['seconds']:,.1f} s"
+    if report["skipped"]:
+        yield f"skipped {len(report['skipped']):,} images, the first: {next(iter(report['skipped'].values()))}"
 
 
 def _table(head, matrix, names):

@@ -119,7 +119,7 @@ def save_confusion(path, matrix, names, title):
     bars.set_xlim(0, 1.45)
     bars.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     shares.set_title("What each class is predicted as", loc="left", size=10, color=INK)
-    bars.set_title(f"IU, mean {matrix.mean_iu:.1%}", loc="left", size=10, color=INK)
+    bars.set_title(f"IU, mean {matrix.mean_iu:.1%}" if matrix.matrix.any() else "IU", loc="left", size=10, color=INK)
     for axes in (shares, bars):
         axes.tick_params(which="both", length=0, labelsize=8, colors=INK)
         axes.spines[:].set_visible(False)

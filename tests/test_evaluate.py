@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from fcn_fast import cli, data, evaluate, models
+from fcn_fast.data import shapes
 from fcn_fast.data.transforms import TRANSFORMS
 
 from .data import trees
@@ -91,7 +92,9 @@ def test_evaluates(kind, name, tmp_path, generator, weights, capsys, monkeypatch
     assert sorted(file.name for file in out.iterdir()) == ["confusion.png", "evaluation.json"]
 
     report = json.loads((out / "evaluation.json").read_text())
-    assert (report["model"], report["images"], report["skipped"]) == (name, 3, {})
+    assert (report["model"], report["split"]) == (name, "test" if kind == "nyud" else "val")
+    assert (report["images"], report["skipped"]) == (3, {})
+    assert re.match(rf"{name} on {kind}:\S+, {report['split']}: 3 images in \d+\.\d s\n\n", printed)
     agrees(report["heads"]["labels"], counts, dataset.classes)
     for measure, label in evaluate.MEASURES.items():
         assert re.search(rf"^{label} +{report['heads']['labels'][measure]:.2%}$", printed, re.M)
@@ -100,6 +103,16 @@ def test_evaluates(kind, name, tmp_path, generator, weights, capsys, monkeypatch
         assert re.search(rf"^{row['name']} +{' +'.join(map(re.escape, shown))}$", printed, re.M)
     picture = np.asarray(Image.open(out / "confusion.png").convert("RGB"))
     assert min(picture.shape[:2]) > 500 and picture.std() > 10
+
+
+def test_generated_pictures(tmp_path, weights, monkeypatch):
+    monkeypatch.setitem(shapes._SPLITS, "val", 4)
+    path = weights("voc-fcn16s")
+    counts = counted(path, data.open_data("shapes:40x33"))[""]
+    assert run("--data", "shapes:40x33", "--weights", path, "--out", tmp_path, "--skip-broken") == 0
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (report["images"], report["split"], report["skipped"]) == (4, "val", {})
+    agrees(report["heads"]["labels"], counts, shapes.CLASSES)
 
 
 def test_two_heads(tmp_path, generator, weights, capsys):

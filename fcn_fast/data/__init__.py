@@ -6,8 +6,8 @@ A data set is a map-style :class:`torch.utils.data.Dataset`. Its item is ``(imag
 - target: int64 (H, W), 255 where a pixel is void; where a net has several heads, {head: target}.
 
 Its attributes ``classes`` (names by label, a tuple; {head: names} where there are several) and ``ignore_index`` (255)
-say what the labels mean. ``KINDS[kind](path, split, transform)`` opens one; None for split or transform means the data
-set's own, and for the split that is the one it is evaluated on.
+say what the labels mean, and ``split`` which of its images these are. ``KINDS[kind](path, split, transform)`` opens
+one; None for split or transform means the data set's own, and for the split that is the one it is evaluated on.
 """
 
 from fcn_fast.command import InputError
@@ -32,13 +32,13 @@ KINDS = {
 """{kind of data set: what opens one}."""
 
 
-def open_data(spec, split=None, transform=None, **options):
+def open_data(spec, split=None, transform=None, broken="error"):
     """The data set that ``KIND:PATH`` names; where the kind needs no path, ``KIND``.
 
     Args:
         spec: one of :data:`KINDS`, a colon, and where the data are.
         split, transform: as in :data:`KINDS`.
-        **options: further ones of this kind, such as ``broken="skip"`` of those on disk.
+        broken: ``"error"``, or ``"skip"`` to leave out what has missing or broken files; Shapes has no files.
 
     Raises:
         InputError: no such kind, or as the kind's own.
@@ -46,6 +46,7 @@ def open_data(spec, split=None, transform=None, **options):
     kind, _, path = str(spec).partition(":")
     if kind not in KINDS:
         raise InputError(f"data: expected KIND:PATH with one of {', '.join(KINDS)}, got {spec}")
+    options = {} if KINDS[kind] is Shapes else {"broken": broken}
     return KINDS[kind](path, split, transform, **options)
 
 

@@ -23,8 +23,8 @@ _READERS = {"color": _as_stored, "hha": _as_stored, "depth": read_values}
 class LabelledImages(Dataset):
     """Images and their label maps in a folder, as :mod:`fcn_fast.data` says, read when they are asked for.
 
-    A reader sets :attr:`classes`, :attr:`own_transform` and :attr:`parts`, and says where files are and what labels are
-    in them (:meth:`image_path`, :meth:`label_path`, :meth:`read_labels`).
+    A reader sets :attr:`split`, :attr:`classes`, :attr:`own_transform` and :attr:`parts`, and says where files are and
+    what labels are in them (:meth:`image_path`, :meth:`label_path`, :meth:`read_labels`).
 
     Args:
         names: of the items, in order.
@@ -41,6 +41,7 @@ class LabelledImages(Dataset):
         ValueError: another ``broken``.
     """
 
+    split: str
     classes: tuple | dict
     own_transform: str
     parts = ("color",)

@@ -35,7 +35,8 @@ class NYUD(LabelledImages):
 
     def __init__(self, root, split=None, transform=None, broken="error"):
         self.root = find_folder(root, "segmentation")
-        super().__init__(read_names(self.root / f"{split or 'test'}.txt"), transform, broken)
+        self.split = split or "test"
+        super().__init__(read_names(self.root / f"{self.split}.txt"), transform, broken)
 
     def image_path(self, part, name):
         folder = "images" if part == "color" else part

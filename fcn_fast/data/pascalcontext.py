@@ -41,7 +41,8 @@ class PASCALContext(LabelledImages):
         self.root = find_folder(root, "trainval", ("", "pascal-context"))
         self.voc = find_folder(root, "ImageSets/Main", _VOC2010)
         self.to_class = _to_class(self.root / "labels.txt")
-        names = read_names(self.voc / "ImageSets" / "Main" / f"{split or 'val'}.txt")
+        self.split = split or "val"
+        names = read_names(self.voc / "ImageSets" / "Main" / f"{self.split}.txt")
         super().__init__(names, transform, broken)
 
     def image_path(self, part, name):

@@ -30,7 +30,8 @@ class SBD(LabelledImages):
 
     def __init__(self, root, split=None, transform=None, broken="error"):
         self.root = find_folder(root, "cls", _SBD)
-        super().__init__(read_names(self.root / f"{split or 'val'}.txt"), transform, broken)
+        self.split = split or "val"
+        super().__init__(read_names(self.root / f"{self.split}.txt"), transform, broken)
 
     def image_path(self, part, name):
         return self.root / "img" / f"{name}.jpg"

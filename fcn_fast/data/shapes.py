@@ -95,6 +95,7 @@ class Shapes(torch.utils.data.Dataset):
             raise InputError(f"largest: expected a number from 0.05 to 1, got {largest}")
         self.transform = transform or TRANSFORMS["voc"]
         self.length, self.size, self.largest = length, _size(size or 128), largest
+        self.split = split
         self.key = [seed, list(_SPLITS).index(split)]
 
     def __len__(self):

@@ -41,7 +41,8 @@ class SIFTFlow(LabelledImages):
 
     def __init__(self, root, split=None, transform=None, broken="error"):
         self.root = find_folder(root, "SemanticLabels")
-        super().__init__(read_names(self.root / f"{split or 'test'}.txt"), transform, broken)
+        self.split = split or "test"
+        super().__init__(read_names(self.root / f"{self.split}.txt"), transform, broken)
 
     def image_path(self, part, name):
         return self.root / "Images" / _SET / f"{name}.jpg"

@@ -33,7 +33,8 @@ class VOC(LabelledImages):
 
     def __init__(self, root, split=None, transform=None, broken="error", without=()):
         self.root = find_folder(root, "ImageSets/Segmentation")
-        names = read_names(self.root / "ImageSets" / "Segmentation" / f"{split or 'val'}.txt", without)
+        self.split = split or "val"
+        names = read_names(self.root / "ImageSets" / "Segmentation" / f"{self.split}.txt", without)
         super().__init__(names, transform, broken)
 
     def image_path(self, part, name):
