@@ -3,12 +3,17 @@
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
+
+import torch
 
 __all__ = ["BilinearGrid"]
 
 # Scale factors arrive as floats. The nearest fraction with a denominator up to this is the simple one that was meant
 # (0.7 is 7/10), never further off than 1e-9, and keeps step * dst + origin far inside 64 bits.
 _MAX_DENOMINATOR = 1 << 30
+# The kernels keep tables of an axis's pixels in 32 bits; how many pixels there are in all has no limit of its own.
+_MAX_SIZE = (1 << 31) - 2
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class BilinearGrid:
         border: ``"clamp"`` or ``"zero"``.
 
     Raises:
-        ValueError: a size below 1, a negative step, a unit below 1, numbers too large for 64 bits, another border.
+        ValueError: a size below 1 or beyond 31 bits, a negative step, a unit below 1, numbers too large for 64 bits,
+            another border.
     """
 
     in_size: tuple[int, int]
@@ -44,10 +50,11 @@ class BilinearGrid:
         if self.border not in ("clamp", "zero"):
             raise ValueError(f"border: expected 'clamp' or 'zero', got {self.border!r}")
         for axis in (0, 1):
-            if self.in_size[axis] < 1:
-                raise ValueError(f"in_size: expected at least 1x1, got {_by(self.in_size)}")
-            if self.size[axis] < 1:
-                raise ValueError(f"size: expected at least 1x1, got {_by(self.size)}")
+            for name, size in (("in_size", self.in_size), ("size", self.size)):
+                if size[axis] < 1:
+                    raise ValueError(f"{name}: expected at least 1x1, got {_by(size)}")
+                if size[axis] > _MAX_SIZE:
+                    raise ValueError(f"{name}: expected at most {_MAX_SIZE} pixels along an axis, got {_by(size)}")
             if self.step[axis] < 0:
                 raise ValueError(f"step: expected numbers >= 0, got {self.step}")
             if self.unit[axis] < 1:
@@ -86,8 +93,7 @@ class BilinearGrid:
             unit = (2 * size[0], 2 * size[1])
         else:
             factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-            strange = (str, bool, type(None))
-            if len(factors) != 2 or not all(not isinstance(f, strange) and 0 < f < float("inf") for f in factors):
+            if len(factors) != 2 or not all(_is_real(f) and 0 < f < float("inf") for f in factors):
                 raise ValueError(f"scale_factor: expected a positive number or two, got {scale_factor}")
             # Not int(), which would fix a symbolic size for good.
             size = (math.floor(in_size[0] * float(factors[0])), math.floor(in_size[1] * float(factors[1])))
@@ -160,14 +166,20 @@ class BilinearGrid:
 def _pair(name, value):
     """``value`` as (vertical, horizontal); ints stand for both."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    # Symbolic sizes of torch.compile are no ints, so look for what is surely wrong instead.
-    if len(pair) != 2 or any(isinstance(item, (float, str, bool, type(None))) for item in pair):
+    # Symbolic sizes of torch.compile are no ints.
+    kinds = (Integral, torch.SymInt)
+    if len(pair) != 2 or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in pair):
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
     return pair
 
 
+def _is_real(value):
+    return isinstance(value, (Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+
+
 def _as_ratio(factor):
-    ratio = Fraction(factor).limit_denominator(_MAX_DENOMINATOR)
+    exact = factor if isinstance(factor, (int, Fraction)) else float(factor)
+    ratio = Fraction(exact).limit_denominator(_MAX_DENOMINATOR)
     return (ratio.numerator or 1), ratio.denominator
 
 

@@ -3,6 +3,7 @@
 import functools
 
 import torch
+from torch.autograd import forward_ad
 
 from fcn_fast import reference
 from fcn_fast.grid import BilinearGrid, _by
@@ -19,7 +20,8 @@ def register(schema, fake, function=None, differentiable=1):
 
     ``function``, an autograd.Function with the operator's arguments, stands under the dispatcher's Autograd key and
     redispatches below it, so a direct call of the operator differentiates too. It is passed by, for it costs time,
-    where none of the first ``differentiable`` arguments requires a gradient. None: not differentiable.
+    where none of the first ``differentiable`` arguments requires a gradient, but for forward mode, which it refuses.
+    None: not differentiable.
 
     Returns:
         The operator's overload, bound once because looking it up costs more than some of the calls.
@@ -31,7 +33,8 @@ def register(schema, fake, function=None, differentiable=1):
     library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
 
     def autograd(*arguments):
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:differentiable]):
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:differentiable])
+        if wanted or forward_ad._current_level >= 0:
             return function.apply(*arguments)
         with below_autograd():
             return operator(*arguments)
@@ -54,6 +57,8 @@ def check_tensor(name, tensor, dtypes):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:
         raise TypeError(f"{name}: expected {_either(dtypes)}, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
 
 
 def check_same_device(name, tensor, other_name, other):
@@ -102,6 +107,8 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
         weights.append(tensor)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"ignore_index: expected a 64-bit int, got {ignore_index}")
     if reduction not in reference.REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(reference.REDUCTIONS)}, got {reduction!r}")
     if not isinstance(label_smoothing, (int, float)):

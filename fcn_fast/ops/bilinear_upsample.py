@@ -44,6 +44,12 @@ def _backward_fake(grad_output, in_size, grid):
     return grad_output.new_empty(shape).contiguous(memory_format=memory_format(grad_output))
 
 
+def input_gradient(ctx, grad_output):
+    """The gradient of an input of ctx.in_size and ctx.format from that of its sample at ctx.grid."""
+    grad = backward(grad_output.contiguous(memory_format=ctx.format), ctx.in_size, ctx.grid)
+    return grad.contiguous(memory_format=ctx.format)  # which the gradient of a single pixel could not say
+
+
 class _Forward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, grid):
@@ -53,7 +59,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_output):
-        return backward(grad_output.contiguous(memory_format=ctx.format), ctx.in_size, ctx.grid), None
+        return input_gradient(ctx, grad_output), None
 
 
 class _Backward(torch.autograd.Function):

@@ -11,7 +11,7 @@ from fcn_fast.ops._common import (
     register,
     resolve_grid,
 )
-from fcn_fast.ops.bilinear_upsample import backward as upsample_backward
+from fcn_fast.ops.bilinear_upsample import input_gradient
 from fcn_fast.reference import memory_format
 
 
@@ -76,7 +76,7 @@ class _Forward(torch.autograd.Function):
     def backward(ctx, grad_output):
         grad_coarse = grad_skip = None
         if ctx.needs_input_grad[0]:
-            grad_coarse = upsample_backward(grad_output.contiguous(memory_format=ctx.format), ctx.in_size, ctx.grid)
+            grad_coarse = input_gradient(ctx, grad_output)
         if ctx.needs_input_grad[1]:
             (top, left), (height, width) = ctx.crop, ctx.skip_size
             bottom, right = height - top - ctx.grid[0], width - left - ctx.grid[1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from fcn_fast import BilinearGrid
+from fcn_fast import BilinearGrid, reference
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF = (torch.bfloat16, torch.float16)
@@ -16,14 +16,20 @@ REDUCTIONS = ("none", "mean", "sum", "full", "batch")
 
 @dataclass(frozen=True)
 class Sampling:
-    """A grid, and how PyTorch samples it: F.interpolate's arguments, or those of BilinearGrid.deconvolution."""
+    """A grid, and how PyTorch samples it: F.interpolate's arguments, or those of BilinearGrid.deconvolution.
+
+    PyTorch has nothing in place of a rule of its own kind; there the reference stands in.
+    """
 
     in_size: tuple
     interpolate: dict = field(default_factory=dict)
     deconvolution: dict = field(default_factory=dict)
+    rule: BilinearGrid | None = None
 
     @property
     def grid(self):
+        if self.rule:
+            return self.rule
         if self.deconvolution:
             return BilinearGrid.deconvolution(self.in_size, **self.deconvolution)
         return BilinearGrid.interpolate(self.in_size, **self.interpolate)
@@ -36,6 +42,8 @@ class Sampling:
     def torch(self, x):
         if self.interpolate:
             return F.interpolate(x, mode="bilinear", **self.interpolate)
+        if self.rule:
+            return reference.bilinear_upsample(x, self.rule.numbers())
         stride, crop = self.deconvolution["stride"], self.deconvolution.get("crop", 0)
         kernel = self.deconvolution.get("kernel", 2 * stride - stride % 2)
         top, left = crop if isinstance(crop, tuple) else (crop, crop)
@@ -47,7 +55,7 @@ class Sampling:
         return full[:, :, top : top + height, left : left + width]
 
     def __str__(self):
-        arguments = (self.interpolate or self.deconvolution).items()
+        arguments = (self.interpolate or self.deconvolution or vars(self.rule)).items()
         return "x".join(map(str, self.in_size)) + "-" + ",".join(f"{k}={v}" for k, v in arguments).replace(" ", "")
 
 
@@ -103,31 +111,42 @@ FEW = (SAMPLINGS[0], CLAMPED, SAMPLINGS[7], SAMPLINGS[19], ZERO)
 def random_samplings(seed, count):
     pick = random.Random(seed)
     for _ in range(count):
-        in_size = pick.randint(1, 12), pick.randint(1, 40)
-        kind = pick.choice(("size", "scale_factor", "deconvolution"))
-        if kind == "size":
-            size = pick.randint(1, 40), pick.randint(1, 80)
-            yield interpolation(in_size, size=size, align_corners=pick.random() < 0.4)
-        elif kind == "scale_factor":
-            factor = tuple(pick.uniform(1 / n, 5) for n in in_size)
-            yield interpolation(in_size, scale_factor=factor)
-        else:
-            stride = pick.randint(1, 9)
-            kernel = 2 * stride - pick.randint(0, 1)
-            full = [stride * (n - 1) + kernel for n in in_size]
-            crop = tuple(pick.randint(0, n - 1) for n in full)
-            size = tuple(pick.randint(1, n - c) for n, c in zip(full, crop, strict=True))
-            yield deconvolution(in_size, stride, kernel=kernel, crop=crop, size=size)
+        yield random_sampling(pick, ("size", "scale_factor", "deconvolution"))
 
 
-def randn(*shape, dtype=torch.float32, device="cpu", layout="contiguous"):
-    return laid_out(torch.randn(shape, dtype=torch.float64).to(device, dtype), layout)
+def random_sampling(pick, kinds):
+    """A grid of one of these kinds, drawn by a random.Random."""
+    in_size = pick.randint(1, 12), pick.randint(1, 40)
+    kind = pick.choice(kinds)
+    if kind == "size":
+        size = pick.randint(1, 40), pick.randint(1, 80)
+        return interpolation(in_size, size=size, align_corners=pick.random() < 0.4)
+    if kind == "scale_factor":
+        factor = tuple(pick.uniform(1 / n, 5) for n in in_size)
+        return interpolation(in_size, scale_factor=factor)
+    if kind == "deconvolution":
+        stride = pick.randint(1, 9)
+        kernel = 2 * stride - pick.randint(0, 1)
+        full = [stride * (n - 1) + kernel for n in in_size]
+        crop = tuple(pick.randint(0, n - 1) for n in full)
+        size = tuple(pick.randint(1, n - c) for n, c in zip(full, crop, strict=True))
+        return deconvolution(in_size, stride, kernel=kernel, crop=crop, size=size)
+    size, step, unit = ([pick.randint(low, high) for _ in in_size] for low, high in ((1, 50), (0, 9), (1, 12)))
+    origin = [pick.randint(-6 * u - s * n // 2, u * i) for s, n, u, i in zip(step, size, unit, in_size, strict=True)]
+    rule = (tuple(numbers) for numbers in (size, step, origin, unit))
+    return Sampling(in_size, rule=BilinearGrid(in_size, *rule, pick.choice(("clamp", "zero"))))
+
+
+def randn(*shape, dtype=torch.float32, device="cpu", layout="contiguous", scale=1):
+    return laid_out((scale * torch.randn(shape, dtype=torch.float64)).to(device, dtype), layout)
 
 
 def laid_out(x, layout):
-    """The same values under other strides."""
+    """The same values under other strides; expanded, those of the first image for all of the batch."""
     if layout == "contiguous":
         return x.contiguous()
+    if layout == "expanded":
+        return x[:1].contiguous().expand_as(x)
     if layout == "channels_last":
         return x.contiguous(memory_format=torch.channels_last)
     if layout == "transposed":
