@@ -44,6 +44,7 @@ template <class A> class LossRule {
   // NaN for a bad label, 0 for an ignored one; even: what every class's counts, smoothed.
   void read(int64_t first, int64_t count, int32_t* label, A* own, A* even) const {
     labels(first, count, label);
+    const A hard = this->hard, smooth = this->smooth;  // own could be an alias of the members, and no vector of it made
     for (int64_t i = 0; i < count; ++i) own[i] = label[i] >= 0 ? hard : (label[i] == kBad ? A(NAN) : A(0));
     if (targets_.class_weight)
       for (int64_t i = 0; i < count; ++i) own[i] *= class_weight_[larger(label[i], 0)];

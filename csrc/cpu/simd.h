@@ -278,19 +278,25 @@ template <class T> FCN_FAST_INLINE T to_storage(arithmetic_t<T> value) {
   }
 }
 
-// out[i] = f(i, load), where load(p) reads the vector at p + i. The last vector overlaps the one before it, so f may
-// see an element twice and out must not be read by f.
+// The elements from i on, of any array: a vector of them, or the first n of one.
+struct At {
+  int64_t i, n = -1;
+  template <class T> FCN_FAST_INLINE Vec<arithmetic_t<T>> operator()(const T* p) const {
+    return n < 0 ? load(p + i) : load(p + i, n);
+  }
+  template <class T> FCN_FAST_INLINE void prefetch(const T* p) const { __builtin_prefetch(p + i); }
+};
+
+// out[i] = f(at), where at(p) is the vector at p + i. The last vector overlaps the one before it, so f may see an
+// element twice and out must not be read by f.
 template <class T, class F> FCN_FAST_INLINE void transform(T* out, int64_t n, const F& f) {
   constexpr int lanes = kLanes<arithmetic_t<T>>;
   if (n >= lanes) {
     int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) store(out + i, f([i](const auto* p) { return load(p + i); }));
-    if (i < n) {
-      i = n - lanes;
-      store(out + i, f([i](const auto* p) { return load(p + i); }));
-    }
+    for (; i + lanes <= n; i += lanes) store(out + i, f(At{i}));
+    if (i < n) store(out + n - lanes, f(At{n - lanes}));
   } else {
-    store(out, f([n](const auto* p) { return load(p, n); }), n);
+    store(out, f(At{0, n}), n);
   }
 }
 
@@ -301,7 +307,7 @@ template <class T, class F> FCN_FAST_INLINE void transform_streaming(T* out, int
   constexpr int lanes = kLanes<arithmetic_t<T>>;
   constexpr int64_t bytes = lanes * sizeof(T);
   if (n >= 2 * lanes) {
-    const auto value = [&](int64_t i) { return f([i](const auto* p) { return load(p + i); }); };
+    const auto value = [&](int64_t i) { return f(At{i}); };
     const int64_t beyond = reinterpret_cast<uintptr_t>(out) % bytes;
     int64_t i = beyond ? (bytes - beyond) / int64_t(sizeof(T)) : 0;
     if (beyond) store(out, value(0));

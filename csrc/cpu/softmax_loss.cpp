@@ -1,7 +1,6 @@
-// A tile is a run of pixels of one image, all classes. Forward copies it to a scratch that stays in cache (planes of a
-// power-of-two size would evict each other there), finds each pixel's largest logit on the way, then sums the
-// exponentials. Backward needs one pass: with largest and log-sum saved every gradient stands alone. Both are bound by
-// memory: one read forward; one read and one write backward.
+// A tile is a run of pixels of one image, all classes. Forward reads it once, a block of classes at a time: each pixel's
+// largest logit so far and the sum of exponentials below it stay in the cache. Backward needs one pass: with largest and
+// log-sum saved every gradient stands alone. Both are bound by memory: one read forward; one read and one write backward.
 
 #include "cpu/labels.h"
 #include "cpu/ops.h"
@@ -9,7 +8,15 @@
 namespace fcn_fast::FCN_FAST_ISA {
 namespace {
 
-constexpr int kAbreast = 4;  // vectors of pixels whose exponentials are in flight together
+// Classes whose logits are in registers together: half of the registers.
+template <class A> inline constexpr int kBlock = FCN_FAST_VECTOR_BYTES == 64 ? 8 : 4;
+template <int n> struct Count { FCN_FAST_INLINE constexpr operator int() const { return n; } };
+
+// f(c, count) over [c, classes) in blocks of n classes, and what is left in halves of them.
+template <int n, class F> FCN_FAST_INLINE void in_blocks(int64_t c, int64_t classes, const F& f) {
+  for (; c + n <= classes; c += n) f(c, Count<n>{});
+  if constexpr (n > 1) in_blocks<n / 2>(c, classes, f);
+}
 
 // The tiles of n images.
 struct Tiles {
@@ -20,70 +27,92 @@ struct Tiles {
   }
 };
 
-// The next class lies in other pages, where the hardware starts to look ahead anew: do it for it.
-template <class T> FCN_FAST_INLINE void prefetch(const T* row, int64_t size) {
-  for (int64_t p = 0; p < size; p += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + p);
+// f(p, c, x, count) with the logits x of count classes from c on, of the vector of pixels from p on, all of a tile; c
+// ascends. Lanes past the tile's end are zero.
+template <class T, class F>
+FCN_FAST_INLINE void for_each_block(const T* tile, const Map& logits, int64_t size, const F& f) {
+  using A = arithmetic_t<T>;
+  const int64_t pixels = logits.h * logits.w, classes = logits.c;
+  if (logits.channels_last) {
+    constexpr int n = kLanes<A>;
+    for (int64_t p = 0; p < size; p += n) {
+      for (int64_t first = 0; first < classes; first += n) {
+        Vec<A> x[n];
+        for (int i = 0; i < n; ++i)
+          x[i] = p + i < size ? load(tile + (p + i) * classes + first, smaller(classes - first, int64_t(n))) : Vec<A>{};
+        transpose<A>(x);
+        in_blocks<kBlock<A>>(0, smaller(classes - first, int64_t(n)), [&](int64_t c, auto count) { f(p, first + c, x + c, count); });
+      }
+    }
+    return;
+  }
+  in_blocks<kBlock<A>>(0, classes, [&](int64_t c, auto count) {
+    // The planes lie in other pages, where the hardware starts to look ahead anew, if at all: do it for it, a block ahead.
+    const T *from = tile + c * pixels, *ahead[count];
+    for (int k = 0; k < count; ++k) {
+      const int64_t plane = c + kBlock<A> + k;
+      ahead[k] = tile + (plane < classes ? plane * pixels : plane % classes * pixels + size);
+    }
+    Vec<A> x[count];
+    int64_t p = 0;
+    for (; p + kLanes<A> <= size; p += kLanes<A>) {
+      for (int k = 0; k < count; ++k) {
+        x[k] = load(from + k * pixels + p);
+        __builtin_prefetch(ahead[k] + p);
+      }
+      f(p, c, x, count);
+    }
+    if (p == size) return;
+    for (int k = 0; k < count; ++k) x[k] = load(from + k * pixels + p, size - p);
+    f(p, c, x, count);
+  });
 }
 
-// Tile [first, first + size) of an image as rows of one class each, and each pixel's largest logit.
-template <class T, class A>
-void load_tile(const T* image, const Map& logits, int64_t pixels, int64_t first, int64_t size, int64_t stride, A* rows, A* largest) {
-  for (int64_t c = 0; c < logits.c; ++c) {
-    A* row = rows + c * stride;
-    if (logits.channels_last) {
-      for (int64_t p = 0; p < size; ++p) row[p] = to_arithmetic(image[(first + p) * logits.c + c]);
-    } else {
-      const T* from = image + c * pixels + first;
-      prefetch(from + pixels, c + 1 < logits.c ? size : 0);
-      transform(row, size, [&](const auto& at) { return at(from); });
-    }
-    for (int64_t p = 0; p < size; p += kLanes<A>) {
-      const Vec<A> x = load(row + p);
-      store(largest + p, c == 0 ? x : vmax(x, load(largest + p)));
-    }
-  }
+// Each pixel's logit of its label, of a tile; of a pixel without one any logit.
+template <class T>
+void pick(const T* tile, const Map& logits, const int32_t* label, int64_t size, arithmetic_t<T>* __restrict out) {
+  const int64_t of_class = logits.channels_last ? 1 : logits.h * logits.w, of_pixel = logits.channels_last ? logits.c : 1;
+  for (int64_t p = 0; p < size; ++p) out[p] = to_arithmetic(tile[larger(label[p], 0) * of_class + p * of_pixel]);
 }
 
 template <class T> BadLabel forward(const Map& logits, const Targets& targets, void* loss, void* saved, void* total_weight) {
   using A = arithmetic_t<T>;
   const LossRule<A> rule(targets, logits.c);
-  // What fits into 128 KB with all its classes.
-  const int64_t fits = (128 << 10) / (logits.c * int64_t(sizeof(A))) / 64 * 64;
-  const Tiles tiles(logits, smaller(larger(fits, int64_t(64)), int64_t(1024)));
+  const Tiles tiles(logits, 1024);
   const Buffer<Partial> partials(tiles.count);
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
-    const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kAbreast * kLanes<A>);
-    const Buffer<A> rows(logits.c * stride), largest(stride), log_sum(stride), smoothed(stride);
-    const Buffer<A> own(stride), even(stride), log_likelihood(stride), losses(stride);
+    const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
+    const Buffer<A> largest(stride), log_sum(stride), smoothed(stride), own(stride), even(stride), losses(stride);
     const Buffer<int32_t> label(stride);
-    // The lanes past a tile's end are computed and left; let them be numbers.
-    std::memset(rows, 0, logits.c * stride * sizeof(A));
-    std::memset(largest, 0, stride * sizeof(A));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
       const int64_t size = smaller(tiles.tile, tiles.pixels - first), at = n * tiles.pixels + first;
-      const T* image = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels;
-      load_tile(image, logits, tiles.pixels, first, size, stride, static_cast<A*>(rows), static_cast<A*>(largest));
-      for (int64_t p = 0; p < size; p += kAbreast * kLanes<A>) {
-        Vec<A> shift[kAbreast], sum[kAbreast] = {};
-        for (int k = 0; k < kAbreast; ++k) shift[k] = load(largest + p + k * kLanes<A>);
-        for (int64_t c = 0; c < logits.c; ++c)
-          for (int k = 0; k < kAbreast; ++k) sum[k] += exp(load(rows + c * stride + p + k * kLanes<A>) - shift[k]);
-        for (int k = 0; k < kAbreast; ++k) store(log_sum + p + k * kLanes<A>, log(sum[k]));
-      }
-      for (int64_t p = 0; p < size && rule.smooth != 0; p += kLanes<A>) {
-        Vec<A> sum{};
-        for (int64_t c = 0; c < logits.c; ++c) sum += (load(rows + c * stride + p) - load(largest + p)) * rule.class_weight()[c];
-        store(smoothed + p, sum);
-      }
+      const T* tile = static_cast<const T*>(logits.data) + n * logits.c * tiles.pixels + first * (logits.channels_last ? logits.c : 1);
+      for_each_block(tile, logits, size, [&](int64_t p, int64_t c, const Vec<A>* x, auto count) {
+        const Vec<A> before = c ? load(largest + p) : splat(A(-INFINITY));
+        Vec<A> now = before;
+        for (int k = 0; k < count; ++k) now = vmax(x[k], now);
+        const Vec<A> shift = now == A(-INFINITY) ? Vec<A>{} : now;  // so that classes masked with -inf count nothing
+        Vec<A> sum = c ? load(log_sum + p) * exp(before - shift) : Vec<A>{};
+        for (int k = 0; k < count; ++k) sum += exp(x[k] - shift);
+        store(largest + p, now);
+        store(log_sum + p, sum);
+      });
+      for (int64_t p = 0; p < size; p += kLanes<A>) store(log_sum + p, log(load(log_sum + p)));
+      if (rule.smooth != 0)
+        for_each_block(tile, logits, size, [&](int64_t p, int64_t c, const Vec<A>* x, auto count) {
+          Vec<A> sum = c ? load(smoothed + p) : Vec<A>{};
+          for (int k = 0; k < count; ++k) sum += (x[k] - load(largest + p)) * rule.class_weight()[c + k];
+          store(smoothed + p, sum);
+        });
       rule.read(at, size, label, own, even);
       Partial partial = rule.count(at, size, label);
-      for (int64_t p = 0; p < size; ++p)
-        log_likelihood[p] = label[p] < 0 ? A(0) : rows[label[p] * stride + p] - largest[p] - log_sum[p];
+      pick(tile, logits, label, size, static_cast<A*>(losses));
       Vec<A> total{};
       for (int64_t p = 0; p < size; p += kLanes<A>) {
         const Vec<A> weight = load<A>(own + p);
-        Vec<A> value = weight == 0 ? Vec<A>{} : -weight * load<A>(log_likelihood + p);
+        const Vec<A> less = load<A>(largest + p) - load<A>(losses + p) + load<A>(log_sum + p);
+        Vec<A> value = weight == 0 ? Vec<A>{} : weight * less;
         if (rule.smooth != 0) {
           const Vec<A> even_weight = load<A>(even + p);
           value += even_weight == 0 ? Vec<A>{} : even_weight * (load<A>(log_sum + p) * rule.class_sum - load<A>(smoothed + p));
@@ -91,8 +120,11 @@ template <class T> BadLabel forward(const Map& logits, const Targets& targets, v
         store(losses + p, value);
         if (p + kLanes<A> <= size) total += value;
         else for (int64_t k = 0; k < size - p; ++k) partial.loss += value[k];
+        if (p / kLanes<A> % 16 == 15 || p + kLanes<A> >= size) {  // few numbers a sum in float, or its rounding shows
+          partial.loss += sum_of<A>(total);
+          total = Vec<A>{};
+        }
       }
-      partial.loss += sum_of<A>(total);
       if (targets.reduction == kNone) std::memcpy(static_cast<A*>(loss) + at, losses, size * sizeof(A));
       partials[unit] = partial;
       if (saved) {
@@ -124,8 +156,8 @@ void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targe
   const bool large = logits.n * logits.c * tiles.pixels * int64_t(sizeof(T)) > (8 << 20);
   parallel(tiles.count, [&](int64_t begin, int64_t end) {
     const int64_t stride = round_up(smaller(tiles.tile, tiles.pixels), kLanes<A>);
-    // A pixel's gradient is whole * softmax - even * class_weight, and less own at its label.
-    const Buffer<A> whole(stride), even(stride), own(stride), label(stride);
+    // A pixel's gradient is scaled * exp(x - largest) - even * class_weight, and less own at its label.
+    const Buffer<A> whole(stride), scaled(stride), even(stride), own(stride), label(stride);
     const Buffer<int32_t> labels(stride);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t n = unit / tiles.per_image, first = unit % tiles.per_image * tiles.tile;
@@ -141,26 +173,27 @@ void backward(const arithmetic_t<T>* grad_output, const Map& logits, const Targe
         whole[p] = rule.smooth != 0 ? own[p] + even[p] * rule.class_sum : own[p];
         label[p] = A(labels[p]);  // classes are counted in the same type, so that one comparison finds the label
       }
-      const auto gradient = [](Vec<A> x, Vec<A> largest, Vec<A> log_sum, Vec<A> whole, Vec<A> own, Ints<A> is_label) {
-        const Vec<A> less = is_label ? -own : Vec<A>{};
-        const Vec<A> value = mul_add(whole, exp(x - largest - log_sum), less);
-        return whole == 0 ? Vec<A>{} : value;  // an ignored pixel has none, whatever its logits
+      transform(static_cast<A*>(scaled), size, [&](const auto& at) { return at(+whole) == 0 ? Vec<A>{} : at(+whole) * exp(-at(log_sum)); });
+      const auto gradient = [](Vec<A> x, Vec<A> largest, Vec<A> scaled, Vec<A> own, Ints<A> is_label) {
+        const Vec<A> value = mul_add(scaled, exp(x - largest), is_label ? -own : Vec<A>{});
+        return scaled == 0 ? Vec<A>{} : value;  // an ignored pixel has none, whatever its logits
       };
+      const auto smoothed = [&](Vec<A> value, Vec<A> even, Vec<A> weight) { return rule.smooth == 0 ? value : value - even * weight; };
       if (logits.channels_last) {
         for (int64_t p = 0; p < size; ++p)
-          transform(out + (first + p) * logits.c, logits.c, [&](const auto& load) {
-            const Vec<A> value = gradient(load(image + (first + p) * logits.c), splat(largest[p]), splat(log_sum[p]),
-                                          splat(whole[p]), splat(own[p]), load(classes) == splat(label[p]));
-            return rule.smooth == 0 ? value : value - load(rule.class_weight()) * even[p];
+          transform(out + (first + p) * logits.c, logits.c, [&](const auto& at) {
+            const Vec<A> value = gradient(at(image + (first + p) * logits.c), splat(largest[p]), splat(scaled[p]),
+                                          splat(own[p]), at(classes) == splat(label[p]));
+            return smoothed(value, splat(even[p]), at(rule.class_weight()));
           });
       } else {
         for (int64_t c = 0; c < logits.c; ++c) {
-          const T* from = image + c * tiles.pixels + first;
-          prefetch(from + tiles.pixels, c + 1 < logits.c ? size : 0);
-          const auto value_of = [&](const auto& load) {
-            const Vec<A> value = gradient(load(from), load(largest), load(log_sum), load(+whole), load(+own),
-                                          load(+label) == splat(classes[c]));
-            return rule.smooth == 0 ? value : value - load(+even) * rule.class_weight()[c];
+          const T *from = image + c * tiles.pixels + first, *next = c + 1 < logits.c ? from + tiles.pixels : image + first + size;
+          const A index = classes[c], weight = rule.class_weight()[c];
+          const auto value_of = [&](const auto& at) {
+            at.prefetch(next);
+            const Vec<A> value = gradient(at(from), at(largest), at(+scaled), at(+own), at(+label) == splat(index));
+            return smoothed(value, at(+even), splat(weight));
           };
           if (large) transform_streaming(out + c * tiles.pixels + first, size, value_of);
           else transform(out + c * tiles.pixels + first, size, value_of);
