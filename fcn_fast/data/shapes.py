@@ -61,7 +61,7 @@ _HUE_JITTER = 0.025  # neighbours in hue are 1 / 20 apart, so that colour alone 
 
 
 class Shapes(torch.utils.data.Dataset):
-    """Pictures made on the fly: item i is the same in every process and on every machine.
+    """Pictures made on the fly: item i is the same whenever and wherever it is made.
 
     Each shows objects in several sizes that may hide one another, 1 for every 72x72 pixels on average, and is one of
     four scenes, whose colour says which classes are likely: a net can learn from an object's surroundings too. A band

@@ -1,0 +1,205 @@
+"""fcn-fast train: what it writes, going on after a kill, stages, several processes, TOML, and what it refuses."""
+
+import csv
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from fcn_fast import cli, models
+from fcn_fast.train import config
+from fcn_fast.train.loop import Trainer
+
+from .support import FLAGS
+
+RECIPE = ["--solver", "shapes", "--warmup", "2", "--batch", "2", "--dropout", "0.5"]
+
+
+def train(out, *flags):
+    """Train in this process, on one thread, as the sums of several depend on their number."""
+    return cli.main(["train", "--out", str(out), *FLAGS, *RECIPE, *map(str, flags)])
+
+
+def log(out):
+    with open(out / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def same(one, other):
+    weights, others = (load_file(out / "weights.safetensors") for out in (one, other))
+    return weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(set_num_threads, monkeypatch):
+    set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_writes_log_weights_checkpoint_and_pictures(tmp_path, capsys, seed):
+    assert train(tmp_path, "--steps", 6, "--eval-every", 4, "--seed", seed) == 0
+    out, err = capsys.readouterr()
+    assert "mean IU 0." in out and str(tmp_path / "weights.safetensors") in out and not err
+    rows = log(tmp_path)
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [int(row["images"]) for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert [bool(row["mean_iu"]) for row in rows] == [False, False, False, True, False, True]
+    model = models.from_safetensors(tmp_path / "weights.safetensors")
+    assert model.variant.name == "voc-fcn8s" and model.num_classes == 21 and model.padding == "lean"
+    for name in ("curves.png", "samples.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 20)) > 10
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, capsys, monkeypatch, seed):
+    flags = ["--steps", 7, "--checkpoint-every", 2, "--eval-every", 0, "--seed", seed]
+    train(tmp_path / "whole", *flags)
+    advance = Trainer.advance
+
+    def stops(trainer):
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", *flags)
+    monkeypatch.undo()
+    assert len(log(tmp_path / "stopped")) == 5  # one more than the checkpoint has
+    assert train(tmp_path / "stopped", *flags, "--resume") == 0
+    assert "goes on at step 4 of 7" in capsys.readouterr().out
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole") and same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_survives_kills_at_any_moment(tmp_path, seed):
+    """Every step ends in a checkpoint, so that many of the kills come while one is written."""
+    flags = ["--steps", 40, "--checkpoint-every", 1, "--eval-every", 0, "--optimizer", "sgd", "--lr", "0.01"]
+    train(tmp_path / "whole", *flags)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "fcn_fast.cli", "train", "--out", killed, *FLAGS, *RECIPE, "--resume", *flags]
+    generator = random.Random(seed)
+    for _ in range(2):
+        # Leave it at least a step, or nothing would be tested.
+        before = (killed / "checkpoint.safetensors").stat().st_mtime_ns if killed.exists() else None
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            path = killed / "checkpoint.safetensors"
+            if path.exists() and path.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.01)
+        time.sleep(generator.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert train(killed, *flags, "--resume") == 0
+    assert log(killed) == log(whole) and same(killed, whole)
+
+
+def test_two_processes_train_as_one_that_accumulates(tmp_path):
+    flags = ["--steps", 3, "--iter-size", 2, "--batch", 1, "--eval-every", 2]
+    train(tmp_path / "one", *flags)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["fcn_fast.cli", "train", "--out", tmp_path / "two", *FLAGS, *RECIPE, *flags]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (log(tmp_path / name) for name in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for row, other in zip(one, two, strict=True):
+        assert float(other["loss"]) == pytest.approx(float(row["loss"]), rel=1e-5)
+        assert bool(row["mean_iu"]) == bool(other["mean_iu"])
+    assert float(two[-1]["mean_iu"]) == pytest.approx(float(one[-1]["mean_iu"]), abs=1e-2)
+    weights, others = (load_file(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    for name in weights:
+        torch.testing.assert_close(others[name], weights[name], rtol=1e-3, atol=1e-4)
+
+
+def test_trains_in_stages(tmp_path, capsys):
+    flags = ["--steps", 1, "--lr", 0, "--weight-decay", 0, "--staged"]
+    assert train(tmp_path, *flags) == 0
+    weights = [load_file(tmp_path / f"voc-fcn{stride}s" / "weights.safetensors") for stride in (32, 16, 8)]
+    for before, after in zip(weights, weights[1:], strict=False):
+        assert set(before) < set(after)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert not any(after[name].any() for name in set(after) - set(before))  # the new score layer
+    capsys.readouterr()
+    assert train(tmp_path, *flags, "--resume") == 0  # nothing is left to do
+    assert "mean IU" not in capsys.readouterr().out
+
+
+def test_starts_from_given_weights(tmp_path):
+    train(tmp_path / "first", "--steps", 2, "--model", "voc-fcn32s")
+    first = tmp_path / "first" / "weights.safetensors"
+    train(tmp_path / "second", "--steps", 1, "--lr", 0, "--weight-decay", 0, "--init", first, "--seed", 1)
+    weights, others = load_file(first), load_file(tmp_path / "second" / "weights.safetensors")
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+
+
+def test_a_toml_file_gives_values_and_flags_come_first(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('data = "shapes"\nout = "here"\nwidth = 1\ninit = "scratch"\neval-every = 5\nlr = 0.5\n')
+    given = config.read(cli._parser().parse_args(["train", str(path), "--lr", "0.25", "--staged"]))
+    assert given == config.Config(
+        "shapes", "here", width=1.0, init=("scratch",), eval_every=5, staged=True, recipe={"lr": 0.25}
+    )
+    assert given.solver_of("voc-fcn32s").lr == 0.25 and given.solver_of("voc-fcn32s").momentum == 0.99
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("rate = 1", "CONFIG: expected keys that are flags of fcn-fast train, got rate"),
+        ("width = 'wide'", "CONFIG: expected float for width, got 'wide'"),
+        ("steps = true", "CONFIG: expected int for steps, got True"),
+        ("padding = 'none'", "CONFIG: expected one of caffe, lean for padding, got 'none'"),
+        ("steps =", "CONFIG: expected TOML, got "),
+        ("data = 'shapes'", "out: expected a value, by --out or in CONFIG, got none"),
+    ],
+)
+def test_a_toml_file_that_is_none(tmp_path, capsys, text, message):
+    (tmp_path / "run.toml").write_text(text)
+    assert cli.main(["train", str(tmp_path / "run.toml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data", "nothing"], "data: expected KIND:PATH with one of "),
+        (["--data", "shapes:3"], "size: expected "),
+        (["--split", "none"], "split: expected one of train, val, got none"),
+        (["--lr", "-1"], "lr: expected a number from 0 to below inf, got -1.0"),
+        (["--lr", "1e30", "--optimizer", "sgd"], "lr: expected one at which the loss stays finite, got a loss of "),
+        (["--solver", "voc-fcn8s"], "init: expected 1 files of weights (voc-fcn16s), or scratch, got 0"),
+        (["--init", "missing.safetensors"], "init: expected a file that can be read, got missing.safetensors"),
+        (["--init", "weights.onnx"], "init: expected a .safetensors, .caffemodel, .pth or .pt, or scratch, got"),
+        (["--width", "-1"], "width: expected a positive number, got -1.0"),
+        (["--model", "voc-fcn8s-atonce", "--staged"], "staged: expected a net with a 32s of its family, got "),
+    ],
+)
+def test_values_that_are_none(tmp_path, capsys, flags, message):
+    assert train(tmp_path / "out", "--steps", 20, *flags) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"fcn-fast: {message}") and line.count("\n") == 1
+
+
+def test_what_cannot_go_on(tmp_path, capsys):
+    train(tmp_path, "--steps", 2)
+    for flags, message in (
+        (["--steps", 2], "out: expected a folder without a checkpoint, or --resume to go on from it, got "),
+        (["--steps", 2, "--resume", "--lr", 1], "resume: expected lr 0.004, as "),
+        (["--steps", 2, "--resume", "--seed", 1], "resume: expected seed 0, as "),
+        (["--steps", 2, "--resume", "--width", 0.03], "resume: expected a checkpoint of voc-fcn8s of the same shape"),
+    ):
+        capsys.readouterr()
+        assert train(tmp_path, *flags) == 2
+        assert capsys.readouterr().err.startswith(f"fcn-fast: {message}")
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not one")
+    assert train(tmp_path, "--steps", 2, "--resume") == 2
+    assert "resume: expected a checkpoint that fcn-fast train wrote, got " in capsys.readouterr().err
