@@ -7,6 +7,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#ifdef FCN_FAST_CUDA
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -19,6 +23,7 @@
 
 #include "build_facts.h"
 #include "cpu/kernels.h"
+#include "cuda/softmax_loss.h"
 
 namespace fcn_fast {
 
@@ -91,6 +96,7 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType d
   Tensor out = torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
                                     channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 #ifdef __linux__
+  if (!out.is_cpu()) return out;
   constexpr uintptr_t page = 2 << 20;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr()), end = begin + out.numel() * out.element_size();
   const uintptr_t first = (begin + page - 1) / page * page;
@@ -123,8 +129,8 @@ Targets targets_of(const Tensor& target, const std::optional<Tensor>& weight, co
           pixel_weight ? pixel_weight->const_data_ptr() : nullptr, Reduction(reduction), label_smoothing};
 }
 
-void raise_for(const BadLabel& bad, const Tensor& target, int64_t classes) {
-  if (bad.position == INT64_MAX) return;
+// label_at: the bad label, on the host.
+void raise_for(const BadLabel& bad, const void* label_at, const Tensor& target, int64_t classes) {
   std::string index;
   int64_t rest = bad.position;
   for (int64_t axis = target.dim() - 1; axis >= 0; --axis) {
@@ -132,15 +138,22 @@ void raise_for(const BadLabel& bad, const Tensor& target, int64_t classes) {
     rest /= target.size(axis);
   }
   int64_t label = 0;
-  const void* labels = target.const_data_ptr();
   switch (type_of(target)) {
-    case Type::u8: label = static_cast<const uint8_t*>(labels)[bad.position]; break;
-    case Type::i16: label = static_cast<const int16_t*>(labels)[bad.position]; break;
-    case Type::i32: label = static_cast<const int32_t*>(labels)[bad.position]; break;
-    default: label = static_cast<const int64_t*>(labels)[bad.position];
+    case Type::u8: label = *static_cast<const uint8_t*>(label_at); break;
+    case Type::i16: label = *static_cast<const int16_t*>(label_at); break;
+    case Type::i32: label = *static_cast<const int32_t*>(label_at); break;
+    default: label = *static_cast<const int64_t*>(label_at);
   }
   throw std::invalid_argument("target: expected labels from 0 to " + std::to_string(classes - 1) +
                               " or ignore_index, got " + std::to_string(label) + " at [" + index + "]");
+}
+
+const void* label_at(const Tensor& target, int64_t position) {
+  return static_cast<const char*>(target.const_data_ptr()) + position * target.element_size();
+}
+
+void raise_for(const BadLabel& bad, const Tensor& target, int64_t classes) {
+  if (bad.position != INT64_MAX) raise_for(bad, label_at(target, bad.position), target, classes);
 }
 
 Tensor bilinear_upsample(const Tensor& input, const Numbers& grid) {
@@ -244,6 +257,74 @@ STABLE_TORCH_LIBRARY_IMPL(fcn_fast, CPU, m) {
   m.impl("upsample_softmax_loss", TORCH_BOX(&upsample_softmax_loss));
   m.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));
 }
+
+#ifdef FCN_FAST_CUDA
+
+// The device of a tensor for as long as this lives, and PyTorch's stream there.
+struct Device {
+  torch::stable::accelerator::DeviceGuard guard;
+  void* stream = nullptr;
+  explicit Device(const Tensor& t) : guard(t.get_device_index()) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  }
+};
+
+void check(const char* error) {
+  if (error) throw std::runtime_error(std::string("fcn_fast, CUDA: ") + error);
+}
+
+// A profiler of PyTorch names the operators; emit_nvtx makes ranges of them, so none are made here.
+std::tuple<Tensor, Tensor, Tensor> softmax_loss_cuda(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                                                     const std::optional<Tensor>& pixel_weight, int64_t ignore_index, int64_t reduction,
+                                                     double label_smoothing, bool check_labels, bool with_grad) {
+  const Device device(logits);
+  const Tensor x = readable(logits), labels = torch::stable::contiguous(target);
+  const auto class_weight = readable(weight), weight_map = readable(pixel_weight);
+  const Map map = map_of(x);
+  const ScalarType dtype = accumulate_type(x);
+  std::vector<int64_t> shape = shape_of(target);
+  Tensor loss = empty(x, reduction == kNone ? shape : std::vector<int64_t>{}, dtype);
+  shape.insert(shape.begin(), 2);
+  Tensor saved = empty(x, with_grad ? shape : std::vector<int64_t>{0}, dtype);
+  Tensor total_weight = empty(x, {}, dtype), first_bad = empty(x, {}, ScalarType::Long);
+  Tensor scratch = empty(x, {cuda::softmax_loss_scratch(map)}, ScalarType::Byte);
+  check(cuda::softmax_loss(map, targets_of(labels, class_weight, weight_map, ignore_index, reduction, label_smoothing),
+                           loss.mutable_data_ptr(), with_grad ? saved.mutable_data_ptr() : nullptr, total_weight.mutable_data_ptr(),
+                           static_cast<int64_t*>(first_bad.mutable_data_ptr()), scratch.mutable_data_ptr(), device.stream));
+  if (check_labels) {
+    BadLabel bad;
+    check(cuda::to_host(&bad.position, first_bad.const_data_ptr(), sizeof bad.position, device.stream));
+    if (bad.position != INT64_MAX) {
+      int64_t label = 0;
+      check(cuda::to_host(&label, label_at(labels, bad.position), labels.element_size(), device.stream));
+      raise_for(bad, &label, labels, x.size(1));
+    }
+  }
+  return {loss, saved, total_weight};
+}
+
+Tensor softmax_loss_backward_cuda(const Tensor& grad_output, const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                                  const std::optional<Tensor>& pixel_weight, const Tensor& saved, const Tensor& total_weight,
+                                  int64_t ignore_index, int64_t reduction, double label_smoothing) {
+  const Device device(logits);
+  const Tensor x = readable(logits), labels = torch::stable::contiguous(target), grad = torch::stable::contiguous(grad_output);
+  const auto class_weight = readable(weight), weight_map = readable(pixel_weight);
+  const Map map = map_of(x);
+  Tensor out = empty(x, shape_of(x), x.scalar_type(), map.channels_last);
+  Map out_map = map;
+  out_map.data = out.mutable_data_ptr();
+  check(cuda::softmax_loss_backward(grad.const_data_ptr(), map,
+                                    targets_of(labels, class_weight, weight_map, ignore_index, reduction, label_smoothing),
+                                    saved.const_data_ptr(), total_weight.const_data_ptr(), out_map, device.stream));
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fcn_fast, CUDA, m) {
+  m.impl("softmax_loss", TORCH_BOX(&softmax_loss_cuda));
+  m.impl("softmax_loss_backward", TORCH_BOX(&softmax_loss_backward_cuda));
+}
+
+#endif
 
 std::vector<std::string> words(const std::string& text) {
   std::vector<std::string> list;

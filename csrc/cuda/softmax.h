@@ -1,0 +1,110 @@
+// An online softmax and the packs of numbers that it reads, for host and device.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "grid.h"
+
+namespace fcn_fast::cuda {
+
+template <class T> struct Arithmetic { using type = float; };
+template <> struct Arithmetic<double> { using type = double; };
+template <class T> using arithmetic_t = typename Arithmetic<T>::type;
+
+// How a number is kept in memory; half precision, which a C++ compiler need not know, is in softmax_loss.cu.
+template <class T> struct Storage {
+  FCN_FAST_HOST_DEVICE static T read(T x) { return x; }
+  FCN_FAST_HOST_DEVICE static T write(T x) { return x; }
+};
+
+// exp(x) is 2^(x log2 e), which the hardware has. No x is above 0, and what the product's rounding costs is lost in a sum
+// that is at least 1, as is what is too small for a normal number.
+FCN_FAST_HOST_DEVICE inline float exp_of(float x) {
+  const float exponent = x * 1.4426950408889634f;
+#ifdef __CUDA_ARCH__
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(exponent));
+  return result;
+#else
+  return std::exp2(exponent);
+#endif
+}
+FCN_FAST_HOST_DEVICE inline double exp_of(double x) { return exp(x); }
+FCN_FAST_HOST_DEVICE inline float log_of(float x) { return logf(x); }
+FCN_FAST_HOST_DEVICE inline double log_of(double x) { return log(x); }
+FCN_FAST_HOST_DEVICE inline float larger(float a, float b) { return fmaxf(a, b); }
+FCN_FAST_HOST_DEVICE inline double larger(double a, double b) { return fmax(a, b); }
+
+// V numbers that are loaded and stored in one instruction.
+template <class T, int V> struct alignas(sizeof(T) * V) Pack {
+  T at[V];
+
+  FCN_FAST_HOST_DEVICE static Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
+  FCN_FAST_HOST_DEVICE void store(T* to) const {
+#ifdef __CUDA_ARCH__
+    // The compiler would store one member after the other. Nothing here is read again soon.
+    if constexpr (sizeof(Pack) == 16) return __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(this));
+#endif
+    *reinterpret_cast<Pack*>(to) = *this;
+  }
+};
+
+// V numbers in as few packs as hold them.
+template <class A, int V> FCN_FAST_HOST_DEVICE void load_line(const A* from, A (&line)[V]) {
+  constexpr int P = V * sizeof(A) > 16 ? 16 / sizeof(A) : V;
+#pragma unroll
+  for (int v = 0; v < V; v += P) {
+    const auto pack = Pack<A, P>::load(from + v);
+#pragma unroll
+    for (int i = 0; i < P; ++i) line[v + i] = pack.at[i];
+  }
+}
+template <class A, int V> FCN_FAST_HOST_DEVICE void store_line(const A (&line)[V], A* to) {
+  constexpr int P = V * sizeof(A) > 16 ? 16 / sizeof(A) : V;
+#pragma unroll
+  for (int v = 0; v < V; v += P) {
+    Pack<A, P> pack;
+#pragma unroll
+    for (int i = 0; i < P; ++i) pack.at[i] = line[v + i];
+    pack.store(to + v);
+  }
+}
+
+// The softmax of a pixel over the classes seen so far. SMOOTH: also their sum of class_weight * (logit - shift).
+template <class A, bool SMOOTH> struct Softmax {
+  A largest = -A(INFINITY), sum = 0, smooth = 0, weights = 0;
+
+  // Where all logits so far are -inf, the sum stays 0.
+  FCN_FAST_HOST_DEVICE static A shift_of(A largest) { return largest == -A(INFINITY) ? A(0) : largest; }
+
+  template <int K> FCN_FAST_HOST_DEVICE void add(const A (&x)[K], const A (&class_weight)[K]) {
+    A most = largest;
+#pragma unroll
+    for (int k = 0; k < K; ++k) most = larger(most, x[k]);
+    const A shift = shift_of(most);
+    sum *= exp_of(largest - shift);
+    if (SMOOTH) smooth += (shift_of(largest) - shift) * weights;
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      sum += exp_of(x[k] - shift);
+      if (SMOOTH) {
+        if (class_weight[k] != 0) smooth += (x[k] - shift) * class_weight[k];
+        weights += class_weight[k];
+      }
+    }
+    largest = most;
+  }
+
+  FCN_FAST_HOST_DEVICE void merge(const Softmax& other) {
+    const A most = larger(largest, other.largest), shift = shift_of(most);
+    sum = sum * exp_of(largest - shift) + other.sum * exp_of(other.largest - shift);
+    if (SMOOTH) {
+      smooth += (shift_of(largest) - shift) * weights + other.smooth + (shift_of(other.largest) - shift) * other.weights;
+      weights += other.weights;
+    }
+    largest = most;
+  }
+};
+
+}  // namespace fcn_fast::cuda

@@ -1,0 +1,264 @@
+// The per-pixel softmax loss. What a thread does is softmax_loss_work.h's, how pixels are shared out softmax_loss_plan.h's;
+// here blocks start their threads and add up what they found: in a fixed order, so the same bits on every run, and in double
+// precision from the warp on.
+//
+// *_planes: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels few, and loops
+// over the classes. *_rows: a block copies the classes of its pixels, which lie side by side, to shared memory and back in
+// 16 bytes a thread; there a thread owns a pixel. *_lanes: a warp owns a pixel of many classes.
+//
+// All are bound by memory: one read forward, one read and one write backward. Instructions an element (sm_90, half precision),
+// of which one and a quarter or one are exponentials: planes 9 forward and 14 backward, which is half and 40 % of an H100's
+// issue slots at its full bandwidth; rows 10 and 20, and some 200 a pixel.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_pipeline.h>
+#include <cuda_runtime.h>
+
+#include "cuda/softmax_loss.h"
+#include "cuda/softmax_loss_plan.h"
+#include "cuda/softmax_loss_work.h"
+
+namespace fcn_fast::cuda {
+
+template <> struct Storage<__nv_bfloat16> {
+  FCN_FAST_HOST_DEVICE static float read(__nv_bfloat16 x) { return __bfloat162float(x); }
+  FCN_FAST_HOST_DEVICE static __nv_bfloat16 write(float x) { return __float2bfloat16(x); }
+};
+template <> struct Storage<__half> {
+  FCN_FAST_HOST_DEVICE static float read(__half x) { return __half2float(x); }
+  FCN_FAST_HOST_DEVICE static __half write(float x) { return __float2half(x); }
+};
+
+namespace {
+
+// Threads of a block, at most, and blocks that share a multiprocessor, at least: a bound on their registers, 80 a thread in
+// float, 128 with its eight pixels in half and 168 in double precision.
+constexpr int kThreads = 128;
+template <class T> constexpr int kBlocks = sizeof(T) == 8 ? 3 : sizeof(T) == 2 ? 4 : 6;
+
+template <class A> __device__ void add_lanes(Sums<A>& sums, int lanes) {
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    sums.loss += __shfl_xor_sync(~0u, sums.loss, distance);
+    sums.weight += __shfl_xor_sync(~0u, sums.weight, distance);
+  }
+  if (!__any_sync(~0u, sums.bad != INT64_MAX)) return;
+  for (int distance = lanes / 2; distance > 0; distance /= 2) {
+    const int64_t other = __shfl_xor_sync(~0u, sums.bad, distance);
+    sums.bad = sums.bad < other ? sums.bad : other;
+  }
+}
+
+// Adds the sums of a block's threads, always the same two first. THREADS: at most.
+template <int THREADS, class A> __device__ void add_block(Sums<A> sums, Sums<double>* result) {
+  constexpr int kWarps = THREADS / kWarp;
+  __shared__ Sums<double> warps[kWarps];
+  add_lanes(sums, kWarp);
+  Sums<double> total;
+  total.add(sums);
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = total;
+  __syncthreads();
+  if (threadIdx.x >= kWarp) return;
+  total = threadIdx.x < blockDim.x / kWarp ? warps[threadIdx.x] : Sums<double>{};
+  add_lanes(total, kWarps);
+  if (threadIdx.x == 0) *result = total;
+}
+
+// The sum of the class weights, where there is smoothing; by whole warps.
+template <class A> __device__ A class_sum(const Work<A>& w) {
+  if (w.even == 0) return 0;
+  A sum = 0;
+#pragma unroll 1
+  for (int32_t c = threadIdx.x % kWarp; c < w.classes; c += kWarp) sum += w.weight_of(c);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  return sum;
+}
+
+template <class T, int V, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    forward_planes(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t tiles, Sums<double>* blocks) {
+  add_block<kThreads>(forward_planes<T, V, SMOOTH>(w, {blockIdx.x, tiles, int(threadIdx.x), int(blockDim.x)}), blocks + blockIdx.x);
+}
+
+template <class T, int V>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_planes(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t tiles) {
+  backward_planes<T, V>(w, {blockIdx.x, tiles, int(threadIdx.x), int(blockDim.x)}, class_sum(w));
+}
+
+// Brings a block's rows to shared memory.
+template <class T> __device__ T* fetch(const Work<arithmetic_t<T>>& w, const Rows& block) {
+  extern __shared__ uint4 shared[];
+  T* rows = reinterpret_cast<T*>(shared);
+  copy_rows(static_cast<const T*>(w.logits) + block.first * w.classes, rows, block.pixels * w.classes, threadIdx.x, blockDim.x,
+            [](const T* from, T* to) { __pipeline_memcpy_async(to, from, 16); });
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
+  __syncthreads();
+  return rows;
+}
+
+template <class T, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_rows(const __grid_constant__ Work<arithmetic_t<T>> w, Sums<double>* blocks) {
+  const Rows block(blockIdx.x, blockDim.x, w.pixels);
+  const T* rows = fetch<T>(w, block);
+  add_block<kThreads>(forward_row<T, SMOOTH>(w, rows, block, threadIdx.x), blocks + blockIdx.x);
+}
+
+template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_rows(const __grid_constant__ Work<arithmetic_t<T>> w) {
+  const Rows block(blockIdx.x, blockDim.x, w.pixels);
+  T* rows = fetch<T>(w, block);
+  backward_row<T>(w, rows, block, threadIdx.x, class_sum(w));
+  __syncthreads();
+  copy_rows<T>(rows, static_cast<T*>(w.grad) + block.first * w.classes, block.pixels * w.classes, threadIdx.x, blockDim.x,
+               [](const T* from, T* to) { Pack<T, 16 / sizeof(T)>::load(from).store(to); });
+}
+
+template <class T, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_lanes(const __grid_constant__ Work<arithmetic_t<T>> w, Sums<double>* blocks) {
+  const int64_t pixel = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  auto softmax = forward_lane<T, SMOOTH>(w, pixel, lane);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    decltype(softmax) other;
+    other.largest = __shfl_xor_sync(~0u, softmax.largest, distance);
+    other.sum = __shfl_xor_sync(~0u, softmax.sum, distance);
+    if (SMOOTH) {
+      other.smooth = __shfl_xor_sync(~0u, softmax.smooth, distance);
+      other.weights = __shfl_xor_sync(~0u, softmax.weights, distance);
+    }
+    softmax.merge(other);
+  }
+  add_block<kThreads>(finish_lanes<T>(w, pixel, lane, softmax), blocks + blockIdx.x);
+}
+
+template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_lanes(const __grid_constant__ Work<arithmetic_t<T>> w) {
+  backward_lane<T>(w, (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp, threadIdx.x % kWarp, class_sum(w));
+}
+
+// One block adds the blocks' sums.
+template <class A>
+__global__ void __launch_bounds__(1024) add_blocks(const Sums<double>* blocks, int64_t count, A* loss, A* total_weight, int64_t* first_bad,
+                                                   bool mean, double inverse_divisor) {
+  Sums<double> sums;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sums.add(blocks[i]);
+  __shared__ Sums<double> total;
+  add_block<1024>(sums, &total);
+  if (threadIdx.x != 0) return;
+  *total_weight = A(total.weight);
+  *first_bad = total.bad;
+  // Nothing but weightless pixels: a mean of 0, whatever 0 * inf would have been.
+  if (loss) *loss = A(!mean ? total.loss * inverse_divisor : total.weight == 0 ? 0 : total.loss / total.weight);
+}
+
+// f(a value of the storage type)
+template <class F> void dispatch(Type type, const F& f) {
+  switch (type) {
+    case Type::f32: return f(float{});
+    case Type::f64: return f(double{});
+    case Type::bf16: return f(__nv_bfloat16{});
+    default: return f(__half{});
+  }
+}
+
+template <class A> Work<A> work_of(const Map& logits, const Targets& targets, const Plan& plan) {
+  Work<A> w{};
+  w.logits = logits.data;
+  w.images = plan.images;
+  w.pixels = plan.pixels;
+  w.classes = int32_t(logits.c);
+  w.labels = targets.labels;
+  w.label_type = targets.type;
+  w.ignore_index = targets.ignore_index;
+  w.class_weight = static_cast<const A*>(targets.class_weight);
+  w.pixel_weight = static_cast<const A*>(targets.pixel_weight);
+  w.hard = A(1 - targets.label_smoothing);
+  w.even = A(targets.label_smoothing / double(logits.c));
+  w.per_pixel = targets.reduction == kNone;
+  w.mean = targets.reduction == kMean;
+  return w;
+}
+
+double inverse_divisor(const Map& logits, Reduction reduction) {
+  const int64_t images = logits.n, all = logits.n * logits.h * logits.w;
+  if (reduction == kFull) return 1 / double(all > 1 ? all : 1);
+  if (reduction == kBatch) return 1 / double(images > 1 ? images : 1);
+  return 1;
+}
+
+const char* last_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+template <class T, bool SMOOTH> void forward(const Work<arithmetic_t<T>>& w, const Plan& plan, Sums<double>* sums, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(T);
+  const dim3 grid(plan.blocks);
+  if (plan.share == Share::kLanes) forward_lanes<T, SMOOTH><<<grid, plan.threads, 0, stream>>>(w, sums);
+  else if (plan.share == Share::kRows) forward_rows<T, SMOOTH><<<grid, plan.threads, plan.shared, stream>>>(w, sums);
+  else if (plan.pack > 1) forward_planes<T, V, SMOOTH><<<grid, plan.threads, 0, stream>>>(w, plan.tiles, sums);
+  else forward_planes<T, 1, SMOOTH><<<grid, plan.threads, 0, stream>>>(w, plan.tiles, sums);
+}
+
+template <class T> void backward(const Work<arithmetic_t<T>>& w, const Plan& plan, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(T);
+  const dim3 grid(plan.blocks);
+  if (plan.share == Share::kLanes) backward_lanes<T><<<grid, plan.threads, 0, stream>>>(w);
+  else if (plan.share == Share::kRows) backward_rows<T><<<grid, plan.threads, plan.shared, stream>>>(w);
+  else if (plan.pack > 1) backward_planes<T, V><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
+  else backward_planes<T, 1><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
+}
+
+}  // namespace
+
+int64_t softmax_loss_scratch(const Map& logits) { return Plan(logits).blocks * int64_t(sizeof(Sums<double>)); }
+
+const char* softmax_loss(const Map& logits, const Targets& targets, void* loss, void* saved, void* total_weight, int64_t* first_bad,
+                         void* scratch, void* on_stream) {
+  const auto stream = static_cast<cudaStream_t>(on_stream);
+  const Plan plan(logits);
+  Sums<double>* sums = static_cast<Sums<double>*>(scratch);
+  dispatch(logits.type, [&](auto t) {
+    using T = decltype(t);
+    using A = arithmetic_t<T>;
+    Work<A> w = work_of<A>(logits, targets, plan);
+    w.loss = w.per_pixel ? static_cast<A*>(loss) : nullptr;
+    w.saved = static_cast<A*>(saved);
+    if (plan.blocks) {
+      if (w.even != 0) forward<T, true>(w, plan, sums, stream);
+      else forward<T, false>(w, plan, sums, stream);
+    }
+    add_blocks<A><<<1, 1024, 0, stream>>>(sums, plan.blocks, w.per_pixel ? nullptr : static_cast<A*>(loss),
+                                          static_cast<A*>(total_weight), first_bad, w.mean,
+                                          inverse_divisor(logits, targets.reduction));
+  });
+  return last_error();
+}
+
+const char* softmax_loss_backward(const void* grad_output, const Map& logits, const Targets& targets, const void* saved,
+                                  const void* total_weight, const Map& grad, void* on_stream) {
+  const auto stream = static_cast<cudaStream_t>(on_stream);
+  const Plan plan(logits);
+  if (!plan.blocks) return nullptr;
+  dispatch(logits.type, [&](auto t) {
+    using T = decltype(t);
+    using A = arithmetic_t<T>;
+    Work<A> w = work_of<A>(logits, targets, plan);
+    w.grad = grad.data;
+    w.normaliser = static_cast<const A*>(saved);
+    w.grad_output = static_cast<const A*>(grad_output);
+    w.total_weight = static_cast<const A*>(total_weight);
+    w.inverse_divisor = A(inverse_divisor(logits, targets.reduction));
+    backward<T>(w, plan, stream);
+  });
+  return last_error();
+}
+
+const char* to_host(void* to, const void* from, int64_t bytes, void* on_stream) {
+  const auto stream = static_cast<cudaStream_t>(on_stream);
+  cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream);
+  cudaStreamSynchronize(stream);
+  return last_error();
+}
+
+}  // namespace fcn_fast::cuda

@@ -1,0 +1,53 @@
+// How the CUDA softmax loss shares out pixels among threads.
+#pragma once
+
+#include "cpu/kernels.h"
+
+namespace fcn_fast::cuda {
+
+constexpr int kWarp = 32;
+
+// kPlanes: a thread owns ``pack`` neighbouring pixels, whose classes lie a plane apart. kRows: a thread owns a pixel, whose
+// classes lie side by side, and a block brings its pixels to shared memory. kLanes: a warp owns such a pixel.
+enum class Share { kPlanes, kRows, kLanes };
+
+struct Plan {
+  Share share;
+  int64_t images, pixels;  // classes side by side: all images are one
+  int pack = 1, threads = 128, shared = 0;
+  int64_t tiles, blocks;   // blocks of an image, and of all
+
+  explicit Plan(const Map& logits) : images(logits.n), pixels(logits.h * logits.w) {
+    const int64_t size = logits.type == Type::f64 ? 8 : logits.type == Type::f32 ? 4 : 2;
+    if (!logits.channels_last && pixels != 1) {
+      share = Share::kPlanes;
+      const int wide = int(16 / size);
+      const bool aligned = pixels % wide == 0 && reinterpret_cast<uintptr_t>(logits.data) % 16 == 0;
+      if (aligned && images * tiles_of(threads * wide) >= kFill) pack = wide;
+      while (threads > kWarp && images * tiles_of(threads * pack) < kFill) threads /= 2;
+      tiles = tiles_of(threads * pack);
+    } else {
+      pixels *= images;
+      images = 1;
+      const int64_t row = logits.c * size;
+      share = row * kWarp <= kShared && logits.c <= kLongest ? Share::kRows : Share::kLanes;
+      if (share == Share::kRows) {
+        while (threads > kWarp && (row * threads > kShared || tiles_of(threads) < kFill)) threads /= 2;
+        shared = int(row * threads);
+      }
+      tiles = tiles_of(share == Share::kRows ? threads : threads / kWarp);
+    }
+    blocks = images * tiles;
+  }
+
+ private:
+  // Two blocks for each multiprocessor of an H100: with fewer, threads do less each and blocks are smaller.
+  static constexpr int64_t kFill = 2 * 132;
+  // The shared memory of a block: two blocks fit into the smallest multiprocessors, seven into an H100's. And the most
+  // classes for one thread to go through.
+  static constexpr int64_t kShared = 32 << 10, kLongest = 256;
+
+  int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }
+};
+
+}  // namespace fcn_fast::cuda
