@@ -48,7 +48,7 @@ def kernel_of(operator, device):
     facts = _facts()
     if device == "cpu":
         return f"C++ ({facts['isa']})"
-    return "CUDA C++" if facts.get("cuda_version") else "Triton"
+    return "Triton" if operator in fcn_fast.kernels.registered else "CUDA C++"
 
 
 def cpu_name():

@@ -22,6 +22,7 @@ OPERATORS = {
     "upsample_softmax_loss": "upsample_softmax_loss",
     "upsample_argmax": "upsample_argmax",
 }
+registered = set()  # of OPERATORS, those that run here on the GPU
 
 
 def missing():
@@ -38,6 +39,7 @@ def register(library):
     for name in OPERATORS:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fcn_fast::{name}", "CUDA"):
             library.impl(name, _on_first_call(name), "CUDA")
+            registered.add(name)
 
 
 def _on_first_call(name):

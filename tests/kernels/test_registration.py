@@ -31,16 +31,25 @@ def test_without_cuda_nothing_is_registered():
 
 
 def test_with_cuda_every_operator_has_a_kernel():
-    program = CUDA + "import sys, fcn_fast; from fcn_fast import kernels; "
+    program = CUDA + "import sys, fcn_fast; from fcn_fast import env, kernels; "
     python(
         program
-        + f"assert all(map({HAS}, kernels.OPERATORS)) and not kernels.missing(); assert 'triton' not in sys.modules"
+        + f"assert all(map({HAS}, kernels.OPERATORS)) and not kernels.missing(); assert 'triton' not in sys.modules; "
+        + "assert all(env.kernel_of(name, 'cuda') == 'Triton' for name in kernels.registered)"
     )
 
 
 def test_a_compiled_kernel_takes_precedence():
+    """As fcn_fast._C does, before the operators are defined."""
+    compiled = ("softmax_loss", "softmax_loss_backward")
     program = CUDA + (
-        "import warnings; warnings.simplefilter('error'); import fcn_fast; from fcn_fast import kernels, ops\n"
+        "import warnings; warnings.simplefilter('error')\n"
+        "compiled = torch.library.Library('fcn_fast', 'IMPL')\n"
+        f"for name in {compiled}: compiled.impl(name, lambda *arguments: None, 'CUDA')\n"
+        "import fcn_fast; from fcn_fast import env, kernels, ops\n"
+        f"assert kernels.registered == set(kernels.OPERATORS) - set({compiled})\n"
+        "assert env.kernel_of('softmax_loss', 'cuda') == 'CUDA C++'\n"
+        "assert env.kernel_of('upsample_argmax', 'cuda') == 'Triton'\n"
         "kernels.register(ops._common.library)"  # every operator has one by now: one more would be a warning
     )
     python(program)
