@@ -21,4 +21,6 @@ from fcn_fast.grid import BilinearGrid  # noqa: E402
 
 kernels.register(ops._common.library)
 
-__all__ = ["BilinearGrid", "__version__", "nn", "ops", "reference"]
+from fcn_fast.patch import patch, unpatch  # noqa: E402, asks which kernels there are
+
+__all__ = ["BilinearGrid", "__version__", "nn", "ops", "patch", "reference", "unpatch"]

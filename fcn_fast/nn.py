@@ -1,11 +1,27 @@
-"""The operations as modules; each holds its function's options and nothing else."""
+"""The operations as modules, and criteria with the signatures that other people's training code calls.
+
+The modules hold their function's options and nothing else. The criteria take scores at the target's size or at a lower
+one; they live in fcn_fast/criteria.py.
+"""
 
 import torch
 from torch import nn
 
 from fcn_fast import ops
+from fcn_fast.criteria import CrossEntropyLoss, MMSegCrossEntropyLoss, OHEMLoss, SamplePixels, SoftCrossEntropyLoss
 
-__all__ = ["BilinearUpsample", "SkipFuse", "SoftmaxLoss", "UpsampleArgmax", "UpsampleSoftmaxLoss"]
+__all__ = [
+    "BilinearUpsample",
+    "CrossEntropyLoss",
+    "MMSegCrossEntropyLoss",
+    "OHEMLoss",
+    "SamplePixels",
+    "SkipFuse",
+    "SoftCrossEntropyLoss",
+    "SoftmaxLoss",
+    "UpsampleArgmax",
+    "UpsampleSoftmaxLoss",
+]
 
 
 class _Options(nn.Module):

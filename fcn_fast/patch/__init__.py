@@ -1,0 +1,125 @@
+"""Put the operations into other people's models."""
+
+from torch import nn
+
+from fcn_fast.patch import deferred, libraries
+from fcn_fast.patch.report import Report, Row
+from fcn_fast.patch.twin import original, twin_of
+
+__all__ = ["Report", "patch", "unpatch"]
+
+
+def patch(model):
+    """Put the operations where a model upsamples: into a loss, an argmax, a sum or nothing further.
+
+    The methods of the model's modules are compiled again from their own source with those places replaced, and the
+    instances given a class with these methods. Nothing else in the process changes, and parameters, state_dict, outputs
+    and their types stay what they were; numbers change by rounding, except that a loss of nothing but ignored pixels is
+    0 and not NaN, and labels out of range are a ValueError.
+
+    Args:
+        model: a torch.nn.Module, or an image processor of transformers, whose post_process_semantic_segmentation then
+            makes label maps alone.
+
+    Returns:
+        A :class:`~fcn_fast.patch.report.Report` of what was replaced, and what was known but left, and why.
+
+    Raises:
+        TypeError: something else.
+        ValueError: a model that is patched already, or has a patched part.
+    """
+    if not isinstance(model, nn.Module):
+        return _patch_processor(model)
+    for name, module in model.named_modules():
+        if original(module) is not None:
+            raise ValueError(f"model: expected one that is not patched, got one whose {_named(name)} is")
+    report = Report(type(model).__name__)
+    swaps = []
+    for name, module in model.named_modules():
+        twin = twin_of(type(module))
+        replaced = [row for method, sites in twin.sites.items() for row in _rows(name, module, method, sites)]
+        if replaced:
+            swaps.append((module, twin.kind))
+            report.replaced += replaced
+        report.left += [Row(_named(name), _place(module, method), "", why) for method, why in twin.left.items()]
+    _swap(swaps)
+    for name, module in model.named_modules():
+        report.left += [Row(_named(name), type(module).__name__, *remark) for remark in libraries.remarks(module)]
+    return report
+
+
+def unpatch(model):
+    """Give a patched model, or image processor, its own classes back.
+
+    Raises:
+        TypeError: neither.
+        ValueError: a model that is not patched, or whose class was changed since (fully_shard does): nothing is undone.
+    """
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {"": model}
+    if not isinstance(model, nn.Module) and libraries.label_maps(model) is None:
+        raise TypeError(_expected(model))
+    patched = {name: module for name, module in modules.items() if original(module) is not None}
+    if not patched:
+        raise ValueError(f"model: expected a patched one, got a {type(model).__name__} that is not")
+    for name, module in patched.items():
+        if "_fcn_fast_original" not in vars(type(module)):
+            raise ValueError(
+                f"model: expected the classes that patch gave it, got another for {_named(name)}, "
+                f"{type(module).__name__}; unpatch before what changes classes"
+            )
+    _swap([(module, original(module)) for module in patched.values()])
+
+
+def _patch_processor(processor):
+    if libraries.label_maps(processor) is None:
+        raise TypeError(_expected(processor))
+    if original(processor) is not None:
+        raise ValueError("model: expected an image processor that is not patched, got one that is")
+    twin = twin_of(type(processor))
+    _swap([(processor, twin.kind)])
+    report = Report(type(processor).__name__)
+    report.replaced += _rows("", processor, *next(iter(twin.sites.items())))
+    return report
+
+
+def _expected(model):
+    return (
+        "model: expected a torch.nn.Module, or an image processor that makes label maps of upsampled logits, "
+        f"got {type(model).__name__}"
+    )
+
+
+def _rows(name, module, method, sites):
+    """The rows of what is replaced in one instance."""
+    for site in sites:
+        if site.mode and getattr(module, site.mode, "bilinear") != "bilinear":
+            continue
+        operation = site.operation
+        if site.callee:
+            callee = getattr(module, site.callee, None)
+            if callee is None:
+                operation += f", if {site.callee} is a cross entropy that is known"
+            elif deferred.fuses(callee) is None:
+                continue
+        yield Row(_named(name), _place(module, method, site.line), site.code, operation)
+
+
+def _place(module, method, line=""):
+    return f"{type(module).__name__}.{method}" + (f", {line}" if line else "")
+
+
+def _named(name):
+    return name or "model"
+
+
+def _swap(swaps):
+    """Change the classes of instances, all of them or none."""
+    done = []
+    try:
+        for instance, kind in swaps:
+            done.append((instance, type(instance)))
+            instance.__class__ = kind
+    except TypeError:
+        for instance, kind in done[:-1]:
+            instance.__class__ = kind
+        raise

@@ -1,0 +1,186 @@
+"""What is known of some libraries beyond the source of their methods.
+
+- Hugging Face transformers: the loss of some families is a property of the model; image processors make label maps.
+- torchvision and segmentation_models_pytorch: their models return upsampled scores, and the loss is the user's. They
+  are given ``loss(images, target)`` and ``predict_labels(images)``, which never hold those.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fcn_fast import ops
+from fcn_fast.patch.deferred import Deferred, full, resize
+from fcn_fast.patch.rewrite import Site, rewrite
+
+__all__ = ["label_maps", "members", "remarks"]
+
+_SEMANTIC = "ForSemanticSegmentation"
+
+
+def members(cls, sites, left):
+    """What a twin of the class has beside its rewritten methods; what that replaces goes to sites, or to left."""
+    if cls.__name__.endswith(_SEMANTIC) and isinstance(getattr(cls, "loss_function", None), property):
+        return _loss_function(cls, sites)
+    scores = _scores_of(cls, left)
+    if scores is None:
+        return {}
+    sites["loss"] = (Site("", "a loss of the upsampled scores", "model.loss(images, target)"),)
+    sites["predict_labels"] = (Site("", "argmax of the upsampled scores", "model.predict_labels(images)"),)
+    return {"_fcn_fast_scores": scores, "loss": loss, "predict_labels": predict_labels}
+
+
+def remarks(module):
+    """Pairs of what a patched or unpatched module does that stays as it was, and why."""
+    name, config = type(module).__name__, getattr(module, "config", None)
+    if name.endswith(_SEMANTIC) and getattr(config, "num_labels", None) == 1:
+        yield "the loss", "with one label it is no softmax cross entropy"
+    if getattr(type(module), "_fcn_fast_scores", None) is _smp_scores and (why := _smp_obstacle(module)):
+        yield "loss, predict_labels", why
+
+
+def _loss_function(cls, sites):
+    """The property loss_function, with transformers' loss for semantic segmentation rewritten."""
+    utilities = sys.modules.get("transformers.loss.loss_utils")
+    theirs = getattr(utilities, "LOSS_MAPPING", {}).get(_SEMANTIC)
+    rewritten = rewrite(theirs, takes_deferred=True) if theirs else None
+    if rewritten is None or "loss_function" not in _names(cls.forward):
+        return {}
+    inherited = cls.loss_function
+    ours, sites["loss_function"] = rewritten
+
+    def loss_function(self):
+        function = inherited.fget(self)
+        return ours if function is theirs else function
+
+    return {"loss_function": property(loss_function, inherited.fset)}
+
+
+def _names(function):
+    while hasattr(function, "__wrapped__"):
+        function = function.__wrapped__
+    return set(function.__code__.co_names)
+
+
+def _scores_of(cls, left):
+    """The function that gives the scores of a class's models before their last upsampling; None where unknown."""
+    bases = {(base.__module__, base.__name__) for base in cls.__mro__}
+    for known, expected, scores in _KNOWN:
+        if known in bases:
+            if _names(cls.forward) <= expected:
+                return scores
+            left["forward"] = f"it is not the one that is known of {known[0].partition('.')[0]}'s {known[1]}"
+    return None
+
+
+def _torchvision_scores(self, images):
+    features = self.backbone(images)
+    scores = {"out": self.classifier(features["out"])}
+    if self.aux_classifier is not None:
+        scores["aux"] = self.aux_classifier(features["aux"])
+    size = images.shape[-2:]
+    return {name: resize(F.interpolate, x, size, mode="bilinear", align_corners=False) for name, x in scores.items()}
+
+
+def _lraspp_scores(self, images):
+    scores = self.classifier(self.backbone(images))
+    return {"out": resize(F.interpolate, scores, images.shape[-2:], mode="bilinear", align_corners=False)}
+
+
+def _smp_scores(self, images):
+    if why := _smp_obstacle(self):
+        raise ValueError(f"model: expected one whose scores are known, but {why}")
+    convolution, upsampling, _ = self.segmentation_head
+    scores = convolution(self.decoder(self.encoder(images)))
+    if isinstance(upsampling, nn.Upsample):
+        options = (upsampling.size, upsampling.scale_factor, upsampling.mode, upsampling.align_corners)
+        scores = resize(F.interpolate, scores, *options)
+    return {"out": scores}
+
+
+def _smp_obstacle(model):
+    """Why the scores of a model of segmentation_models_pytorch are not known; empty where they are."""
+    head = model.segmentation_head
+    if getattr(model, "classification_head", None) is not None:
+        return "it has a classification head"
+    if len(head) != 3 or not isinstance(head[1], (nn.Upsample, nn.Identity)):
+        return "its segmentation head is not a convolution, an upsampling and an activation"
+    if not isinstance(getattr(head[2], "activation", head[2]), nn.Identity):
+        return "its segmentation head has an activation"
+    return ""
+
+
+_PLAIN = {"shape", "backbone", "classifier", "F", "nn", "functional", "interpolate", "OrderedDict"}
+_SMP = {"torch", "jit", "is_scripting", "is_tracing", "is_torch_compiling", "check_input_shape", "encoder", "decoder"}
+_KNOWN = (
+    (
+        ("torchvision.models.segmentation._utils", "_SimpleSegmentationModel"),
+        _PLAIN | {"aux_classifier"},
+        _torchvision_scores,
+    ),
+    (("torchvision.models.segmentation.lraspp", "LRASPP"), _PLAIN, _lraspp_scores),
+    (
+        ("segmentation_models_pytorch.base.model", "SegmentationModel"),
+        _SMP | {"segmentation_head", "classification_head"},
+        _smp_scores,
+    ),
+)
+
+
+def loss(self, images, target, *, aux_weight=0.5, **options):
+    """The softmax loss of images, without their upsampled scores.
+
+    Args:
+        images: (N, 3, H, W).
+        target: (N, H, W) labels.
+        aux_weight: of the auxiliary classifier's loss, where the model has one.
+        **options: as in :func:`fcn_fast.ops.softmax_loss`; ignore_index is 255 unless given.
+
+    Returns:
+        float32, a scalar or (N, H, W).
+
+    Raises:
+        ValueError: a target of another size than the scores; and as :func:`fcn_fast.ops.softmax_loss`.
+    """
+    losses = {name: _loss(scores, target, options) for name, scores in self._fcn_fast_scores(images).items()}
+    return losses["out"] + aux_weight * losses["aux"] if "aux" in losses else losses["out"]
+
+
+def _loss(scores, target, options):
+    if isinstance(scores, Deferred) and scores.grid.size != scores.grid.in_size:
+        return ops.upsample_softmax_loss(scores.scores(), target, grid=scores.grid, **options)
+    return ops.softmax_loss(full(scores), target, **options)
+
+
+@torch.no_grad()
+def predict_labels(self, images, dtype=torch.uint8):
+    """The (N, H, W) class of every pixel of (N, 3, H, W) images, without their upsampled scores."""
+    scores = self._fcn_fast_scores(images)["out"]
+    if isinstance(scores, Deferred):
+        return ops.upsample_argmax(scores.scores(), grid=scores.grid, dtype=dtype)
+    return scores.argmax(1).to(dtype)
+
+
+def label_maps(processor):
+    """The post_process_semantic_segmentation of an image processor's twin; None for one that does something else."""
+    method = getattr(type(processor), "post_process_semantic_segmentation", None)
+    if method is None or not {"logits", "interpolate", "argmax"} <= (names := _names(method)):
+        return None
+    if not names.isdisjoint({"softmax", "sigmoid", "einsum"}):
+        return None
+    return post_process_semantic_segmentation
+
+
+def post_process_semantic_segmentation(self, outputs, target_sizes=None, *args, **kwargs):
+    """The label maps of a model's outputs, without their upsampled scores where only labels are asked for."""
+    scores = kwargs.get("return_segmentation_scores", args[0] if args else False)
+    if target_sizes is None or scores or len(outputs.logits) != len(target_sizes):
+        method = super(type(self), self).post_process_semantic_segmentation
+        return method(outputs, target_sizes, *args, **kwargs)
+    sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
+    return [
+        ops.upsample_argmax(logits.unsqueeze(0), size=tuple(map(int, size)), dtype=torch.int64)[0]
+        for logits, size in zip(outputs.logits, sizes, strict=True)
+    ]
