@@ -22,6 +22,7 @@ COMMON = "-std=c++20 -O3 -fPIC -fvisibility=hidden -DNDEBUG -Wall"
 # Multiply-adds are fused where the source says so and nowhere else, so that one formula has one value. The warnings
 # switched off are about vectors between functions that are all inlined, and about the compiler's own headers.
 KERNEL = "-ffp-contract=off -fno-math-errno -fno-trapping-math -Wno-psabi -Wno-uninitialized -Wno-maybe-uninitialized"
+NVCC = "-std=c++20 -O3 -fmad=false -DNDEBUG -Icsrc --threads 4"
 AVX2 = "-mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mprefer-vector-width=512"
 # Flags and vector bytes, from the oldest machines to the newest, as the link needs them: of an inline function that
@@ -139,7 +140,7 @@ def ninja_file(build_dir, torch, cxx, nvcc, archs):
     if nvcc:
         host = ["-ccbin", compiler_program(cxx), "-Xcompiler", "-fPIC,-fvisibility=hidden"]
         for source in sorted(Path("csrc/cuda").glob("*.cu")):
-            add("nvcc", source, "cuda", ["-std=c++20", "-O3", "-DNDEBUG", "-Icsrc", *host, *cuda_arch_flags(archs)])
+            add("nvcc", source, "cuda", [*NVCC.split(), *host, *cuda_arch_flags(archs)])
         folders = re.search(r"LIBRARIES=(.*)", output_of(nvcc, "--dryrun", "-c", "any.cu"))[1]
         link += ["-ltorch_cuda", *shlex.split(folders), "-lcudart_static", "-lrt", "-ldl", "-lpthread"]
     for isa, (flags, width) in ISAS.items():

@@ -31,6 +31,8 @@ FCN_FAST_HOST_DEVICE inline float exp_of(float x) {
 #endif
 }
 FCN_FAST_HOST_DEVICE inline double exp_of(double x) { return exp(x); }
+FCN_FAST_HOST_DEVICE inline float mul_add(float a, float b, float c) { return fmaf(a, b, c); }
+FCN_FAST_HOST_DEVICE inline double mul_add(double a, double b, double c) { return fma(a, b, c); }
 FCN_FAST_HOST_DEVICE inline float log_of(float x) { return logf(x); }
 FCN_FAST_HOST_DEVICE inline double log_of(double x) { return log(x); }
 FCN_FAST_HOST_DEVICE inline float larger(float a, float b) { return fmaxf(a, b); }
@@ -89,7 +91,7 @@ template <class A, bool SMOOTH> struct Softmax {
     for (int k = 0; k < K; ++k) {
       sum += exp_of(x[k] - shift);
       if (SMOOTH) {
-        if (class_weight[k] != 0) smooth += (x[k] - shift) * class_weight[k];
+        if (class_weight[k] != 0) smooth = mul_add(x[k] - shift, class_weight[k], smooth);
         weights += class_weight[k];
       }
     }

@@ -166,6 +166,7 @@ template <class A> Work<A> work_of(const Map& logits, const Targets& targets, co
   w.logits = logits.data;
   w.images = plan.images;
   w.pixels = plan.pixels;
+  w.image_pixels = logits.h * logits.w;
   w.classes = int32_t(logits.c);
   w.labels = targets.labels;
   w.label_type = targets.type;

@@ -11,10 +11,10 @@ namespace fcn_fast::cuda {
 
 constexpr int32_t kIgnored = -1, kBad = -2;
 
-// What a kernel is given; pixels are those of one image. Classes side by side: all images are one.
+// What a kernel is given; pixels are those of one image. Classes side by side: all images are one, of image_pixels each.
 template <class A> struct Work {
   const void* logits;
-  int64_t images, pixels;
+  int64_t images, pixels, image_pixels;
   int32_t classes;
   const void* labels;
   Type label_type;
@@ -80,22 +80,29 @@ template <class T, int V, int K> struct Group {
   FCN_FAST_HOST_DEVICE int32_t class_of(int k) const { return first + k * step; }
 };
 
-// Adds a thread's classes to the softmax of V neighbouring pixels, K loads in flight.
+// Adds a thread's classes to the softmax of V neighbouring pixels, K loads in flight. kTogether by kTogether, whatever K and
+// V, so that a pixel has the same bits in every batch.
+constexpr int kTogether = 4;
 template <int K, class T, int V, bool SMOOTH>
 FCN_FAST_HOST_DEVICE void add_classes(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, Order order,
                                       Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V]) {
   using A = arithmetic_t<T>;
   in_groups<K>(order.count, [&](int32_t j, auto whole) {
     const Group<T, V, K> group(x, stride, w.classes, order, j, whole);
-    A weights[K];
 #pragma unroll
-    for (int k = 0; k < K; ++k) weights[k] = SMOOTH && k < group.count ? w.weight_of(group.class_of(k)) : A(0);
+    for (int part = 0; part < K; part += kTogether) {
+      A weights[kTogether];
 #pragma unroll
-    for (int v = 0; v < V; ++v) {
-      A column[K];
+      for (int k = 0; k < kTogether; ++k)
+        weights[k] = SMOOTH && part + k < group.count ? w.weight_of(group.class_of(part + k)) : A(0);
 #pragma unroll
-      for (int k = 0; k < K; ++k) column[k] = k < group.count ? A(Storage<T>::read(group.at[k].at[v])) : -A(INFINITY);
-      softmax[v].add(column, weights);
+      for (int v = 0; v < V; ++v) {
+        A column[kTogether];
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k)
+          column[k] = part + k < group.count ? A(Storage<T>::read(group.at[part + k].at[v])) : -A(INFINITY);
+        softmax[v].add(column, weights);
+      }
     }
   });
 }
@@ -149,7 +156,7 @@ template <class A> struct Gradient {
     whole = own + even * class_sum;
   }
   FCN_FAST_HOST_DEVICE A of(A x, int32_t c, A class_weight) const {
-    const A value = whole * exp_of(x - largest - log_sum) - (c == label ? own : A(0)) - even * class_weight;
+    const A value = mul_add(-even, class_weight, mul_add(whole, exp_of(x - largest - log_sum), c == label ? -own : A(0)));
     return whole == 0 ? A(0) : value;  // an ignored pixel has none, whatever its logits
   }
 };
@@ -233,19 +240,20 @@ template <class T, class F> FCN_FAST_HOST_DEVICE void copy_rows(const T* from, T
 }
 
 // Where rows are so far apart that all threads would read the same bank, each begins with another group.
-constexpr int kRowGroup = 4;
-FCN_FAST_HOST_DEVICE inline Order row_order(int32_t classes, int thread) {
-  return {classes % kRowGroup ? 0 : thread % (classes / kRowGroup) * kRowGroup, 1, classes};
+template <class A> FCN_FAST_HOST_DEVICE Order row_order(const Work<A>& w, int64_t pixel) {
+  const int32_t groups = w.classes % kTogether ? 1 : w.classes / kTogether;
+  return {groups == 1 ? 0 : int32_t(pixel % w.image_pixels % groups) * kTogether, 1, w.classes};
 }
 
 template <class T, bool SMOOTH>
 FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_row(const Work<arithmetic_t<T>>& w, const T* rows, const Rows& block, int thread) {
   if (thread >= block.pixels) return {};
   const T* x = rows + thread * w.classes;
-  const int32_t label[1] = {w.label(block.first + thread)};
+  const int64_t pixel = block.first + thread;
+  const int32_t label[1] = {w.label(pixel)};
   Softmax<arithmetic_t<T>, SMOOTH> softmax[1];
-  add_classes<kRowGroup>(w, x, 1, row_order(w.classes, thread), softmax);
-  return finish(w, x, 1, block.first + thread, label, softmax);
+  add_classes<kTogether>(w, x, 1, row_order(w, pixel), softmax);
+  return finish(w, x, 1, pixel, label, softmax);
 }
 
 // In place.
@@ -253,7 +261,8 @@ template <class T>
 FCN_FAST_HOST_DEVICE void backward_row(const Work<arithmetic_t<T>>& w, T* rows, const Rows& block, int thread, arithmetic_t<T> class_sum) {
   if (thread >= block.pixels) return;
   T* x = rows + thread * w.classes;
-  write_gradient<kRowGroup, 1>(w, x, x, 1, row_order(w.classes, thread), block.first + thread, class_sum);
+  const int64_t pixel = block.first + thread;
+  write_gradient<kTogether, 1>(w, x, x, 1, row_order(w, pixel), pixel, class_sum);
 }
 
 // Lanes: one pixel's classes, side by side, shared out among the lanes of a warp.

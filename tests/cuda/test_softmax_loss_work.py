@@ -50,23 +50,13 @@ def run(work, share, x, target, weight, pixel_weight, ignore_index, reduction, s
     pack = 16 // x.element_size() if packs else 1
     names = ("loss", "saved", "grad", "grad_output", "total")
     pointers = [x, target, weight, pixel_weight, *(rest.get(name) for name in names)]
-    numbers = [
-        images,
-        classes,
-        pixels,
-        LABELS[target.dtype],
-        ignore_index,
-        reduction,
-        kind,
-        pack,
-        threads,
-        "grad" in rest,
-    ]
+    sizes = [images, classes, pixels, x.shape[2]]
+    numbers = [*sizes, LABELS[target.dtype], ignore_index, reduction, kind, pack, threads, "grad" in rest]
     divisor = {"full": target.numel(), "batch": target.shape[0]}.get(REDUCTIONS[reduction], 1)
     sums = (ctypes.c_double * 3)()
     getattr(work, f"run_{str(x.dtype).removeprefix('torch.')}")(
         (ctypes.c_void_p * 9)(*(None if p is None else p.data_ptr() for p in pointers)),
-        (ctypes.c_int64 * 10)(*map(int, numbers)),
+        (ctypes.c_int64 * 11)(*map(int, numbers)),
         ctypes.c_double(smoothing),
         ctypes.c_double(1 / divisor),
         sums,
@@ -177,6 +167,22 @@ def test_large_logits_and_nothing_that_counts(share, work):
     compare(work, share, x.sign() * 1e4 + x, target, (None, None, 0.1), SUM)
     compare(work, share, x, torch.full_like(target, 255))
     compare(work, share, x, target, (torch.zeros(5), None, 0.0))
+
+
+@pytest.mark.parametrize("classes", [16, 21])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_same_bits_in_every_batch(smoothing, classes, work):
+    """Which of the ways to share out pixels is taken depends on their number."""
+    x, target = random((3, classes, 24))
+    for shares in (("packs", "pixels"), ("rows", "odd rows"), ("lanes",)):
+        results = []
+        for share in shares:
+            for images in (slice(0, 3), slice(2, 3)):
+                part = x[images] if SHARES[share][0] == PLANES else x[images].mT.contiguous().mT
+                loss, saved = torch.empty(target[images].shape), torch.empty(2, *target[images].shape)
+                run(work, share, part, target[images], None, None, 255, NONE, smoothing, loss=loss, saved=saved)
+                results.append(torch.stack((loss, *saved))[:, -1])
+        assert all(torch.equal(result, results[0]) for result in results)
 
 
 def plan(work, shape, dtype="float32", channels_last=False, address=0):
