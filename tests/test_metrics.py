@@ -110,6 +110,9 @@ def test_what_cannot_be_counted(device):
         matrix.update(labels, target[0])
     with pytest.raises(ValueError, match="target: expected the device of labels"):
         matrix.update(labels, target.to("meta"))
+    bytes_of_void = torch.full((2, 2), 255, dtype=torch.uint8, device=device)
+    with pytest.raises(ValueError, match="target: expected classes from 0 to 2 or -1, got 255"):
+        ConfusionMatrix(3, ignore_index=-1).update(labels, bytes_of_void)  # -1 is not 255
     for bad in (torch.float32, torch.bool):
         with pytest.raises(TypeError, match=f"labels: expected integers, got {bad}"):
             matrix.update(labels.to(bad), target)

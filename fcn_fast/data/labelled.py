@@ -116,8 +116,8 @@ class LabelledImages(Dataset):
     def _check_files(self):
         missing = [path for name in self.names for path in self._files(name) if not path.is_file()]
         if missing:
-            more = f" and {len(missing) - 1} more" * (len(missing) > 1)
-            raise InputError(f"data: expected files that are missing: {missing[0]}{more}")
+            more = f" (and {len(missing) - 1} more are missing)" * (len(missing) > 1)
+            raise InputError(f"data: expected a file, got none at {missing[0]}{more}")
 
     def _leave_out_broken(self):
         for index in tqdm(range(len(self)), desc="reading", disable=None, leave=False, unit="image"):

@@ -207,7 +207,7 @@ def test_broken_files(kind, how, tmp_path, generator):
     labels = list(first[1].values())[-1]
     spoil(labels, how if labels.suffix == ".mat" or how not in ("fraction", "key") else "cut")
     if how == "missing":
-        assert refused("data: expected files that are missing", data.KINDS[kind], tmp_path).endswith(str(labels))
+        assert refused("data: expected a file, got none at ", data.KINDS[kind], tmp_path).endswith(str(labels))
     else:
         assert str(labels) in refused(r"^(labels|image): expected ", data.KINDS[kind](tmp_path).__getitem__, 0)
     dataset = data.KINDS[kind](tmp_path, broken="skip")
@@ -223,7 +223,7 @@ def test_broken_images(how, tmp_path, generator):
     spoil(path, how)
     if how == "missing":
         path.with_name("2011_003256.jpg").unlink()
-        assert refused("files that are missing: ", data.VOC, tmp_path).endswith(f"{path} and 1 more")
+        assert refused("got none at ", data.VOC, tmp_path).endswith(f"{path} (and 1 more are missing)")
         return
     assert str(path) in refused("image: expected ", data.VOC(tmp_path).__getitem__, 1)
     assert list(data.VOC(tmp_path, broken="skip").skipped) == ["2008_000123"]
