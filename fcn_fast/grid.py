@@ -95,8 +95,8 @@ class BilinearGrid:
             factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
             if len(factors) != 2 or not all(_is_real(f) and 0 < f < float("inf") for f in factors):
                 raise ValueError(f"scale_factor: expected a positive number or two, got {scale_factor}")
-            # Not int(), which would fix a symbolic size for good.
-            size = (math.floor(in_size[0] * float(factors[0])), math.floor(in_size[1] * float(factors[1])))
+            # Not int(), which would fix a symbolic size for good, nor floor(), which an exported program cannot save.
+            size = (math.trunc(in_size[0] * float(factors[0])), math.trunc(in_size[1] * float(factors[1])))
             # src = (dst + 1/2) / factor - 1/2, the factor being p / q; F.interpolate copies along an axis that keeps
             # its size, whatever the factor.
             p, q = zip(*((1, 1) if size[i] == in_size[i] else _as_ratio(factors[i]) for i in (0, 1)), strict=True)
