@@ -40,10 +40,11 @@ def _taps(grid, axis, like):
     weights = [part.to(like.dtype) / grid.unit[axis] for part in (grid.unit[axis] - remainder, remainder)]
     outside = [(index < 0) | (index > last) for index in indices]
     if grid.border == "clamp":
-        # Where one tap leaves the map, both read the edge pixel: the inner one counts whole.
+        # Where a tap leaves the map, both read the edge pixel: the inner one counts whole, or the first of two outside.
+        (low_gone, high_gone), (low_weight, high_weight) = outside, weights
         weights = [
-            torch.where(gone, 0, torch.where(other_gone, 1, w))
-            for w, gone, other_gone in zip(weights, outside, reversed(outside), strict=True)
+            torch.where(high_gone, 1, low_weight.masked_fill(low_gone, 0)),
+            torch.where(low_gone & ~high_gone, 1, high_weight.masked_fill(high_gone, 0)),
         ]
     else:
         weights = [w.masked_fill(gone, 0) for w, gone in zip(weights, outside, strict=True)]
