@@ -207,17 +207,37 @@ template <class A> FCN_FAST_INLINE bool any(const Ints<A>& mask) {
 }
 
 // --- half precision: every step is exact but the one rounding, to nearest even, of a store
-FCN_FAST_INLINE Vec<float> widen(Halves h, BF16) {
-  return bit_cast<Vec<float>>(__builtin_convertvector(h, Bits) << 16);
+// Numbers of 16 bits to 32 and back, which compilers make two halves of.
+FCN_FAST_INLINE Bits extended(Halves h) {
+#if FCN_FAST_VECTOR_BYTES == 64
+  return (Bits)_mm512_cvtepu16_epi32((__m256i)h);
+#elif FCN_FAST_VECTOR_BYTES == 32
+  return (Bits)_mm256_cvtepu16_epi32((__m128i)h);
+#else
+  return __builtin_convertvector(h, Bits);
+#endif
 }
+FCN_FAST_INLINE Halves truncated(Bits bits) {
+#if FCN_FAST_VECTOR_BYTES == 64
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)bits);
+#else
+  return __builtin_convertvector(bits, Halves);
+#endif
+}
+FCN_FAST_INLINE Vec<float> widen(Halves h, BF16) { return bit_cast<Vec<float>>(extended(h) << 16); }
 FCN_FAST_INLINE Halves narrow(Vec<float> v, BF16) {
   const Bits bits = bit_cast<Bits>(v);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Bits nan = Bits{} + 0x7fc0u;
-  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, Halves);
+  return truncated((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 FCN_FAST_INLINE Vec<float> widen(Halves h, F16) {
-  const Bits bits = __builtin_convertvector(h, Bits);
+#if FCN_FAST_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_cvtph_ps((__m256i)h);
+#elif FCN_FAST_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_cvtph_ps((__m128i)h);
+#else
+  const Bits bits = extended(h);
   const Bits sign = (bits & 0x8000u) << 16, magnitude = (bits & 0x7fffu) << 13;
   const Bits normal = magnitude + (112u << 23);
   // Subnormal: put the digits below 2^-14 and take 2^-14 away.
@@ -225,8 +245,14 @@ FCN_FAST_INLINE Vec<float> widen(Halves h, F16) {
   const Bits special = magnitude | 0x7f800000u;
   const Bits result = magnitude >= (0x7c00u << 13) ? special : (magnitude < (0x400u << 13) ? subnormal : normal);
   return bit_cast<Vec<float>>(result | sign);
+#endif
 }
 FCN_FAST_INLINE Halves narrow(Vec<float> v, F16) {
+#if FCN_FAST_VECTOR_BYTES == 64
+  return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif FCN_FAST_VECTOR_BYTES == 32
+  return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
   const Bits bits = bit_cast<Bits>(v);
   const Bits sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   const Bits normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
@@ -235,7 +261,8 @@ FCN_FAST_INLINE Halves narrow(Vec<float> v, F16) {
   const Bits infinite = Bits{} + 0x7c00u, nan = Bits{} + 0x7e00u;
   const Bits special = magnitude > 0x7f800000u ? nan : infinite;
   const Bits result = magnitude >= (143u << 23) ? special : (magnitude < (113u << 23) ? subnormal : normal);
-  return __builtin_convertvector(result | sign, Halves);
+  return truncated(result | sign);
+#endif
 }
 
 template <class T> FCN_FAST_INLINE Vec<arithmetic_t<T>> load(const T* p) {
@@ -252,22 +279,33 @@ template <class T> FCN_FAST_INLINE void store(T* p, Vec<arithmetic_t<T>> v) {
 }
 // The first n < kLanes elements; the other lanes are zero.
 template <class T> FCN_FAST_INLINE Vec<arithmetic_t<T>> load(const T* p, int64_t n) {
+#if FCN_FAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  if constexpr (sizeof(T) == 2) return widen((Halves)_mm256_maskz_loadu_epi16(__mmask16((1u << n) - 1), p), T{});
+#endif
   T lanes[kLanes<arithmetic_t<T>>] = {};
   __builtin_memcpy(lanes, p, n * sizeof(T));
   return load(lanes);
 }
 template <class T> FCN_FAST_INLINE void store(T* p, Vec<arithmetic_t<T>> v, int64_t n) {
+#if FCN_FAST_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  if constexpr (sizeof(T) == 2) return _mm256_mask_storeu_epi16(p, __mmask16((1u << n) - 1), (__m256i)narrow(v, T{}));
+#endif
   T lanes[kLanes<arithmetic_t<T>>];
   store(lanes, v);
   __builtin_memcpy(p, lanes, n * sizeof(T));
 }
-template <class T> FCN_FAST_INLINE arithmetic_t<T> to_arithmetic(T value) {
-  if constexpr (sizeof(T) == 2) {
-    T lanes[kLanes<float>] = {value};
-    return load(lanes)[0];
-  } else {
-    return value;
-  }
+FCN_FAST_INLINE float to_arithmetic(float value) { return value; }
+FCN_FAST_INLINE double to_arithmetic(double value) { return value; }
+FCN_FAST_INLINE float to_arithmetic(BF16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
+FCN_FAST_INLINE float to_arithmetic(F16 value) {
+#if FCN_FAST_VECTOR_BYTES >= 32
+  return _cvtsh_ss(value.bits);
+#else
+  F16 lanes[kLanes<float>] = {value};
+  return load(lanes)[0];
+#endif
 }
 template <class T> FCN_FAST_INLINE T to_storage(arithmetic_t<T> value) {
   if constexpr (sizeof(T) == 2) {

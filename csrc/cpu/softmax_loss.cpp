@@ -34,14 +34,22 @@ FCN_FAST_INLINE void for_each_block(const T* tile, const Map& logits, int64_t si
   using A = arithmetic_t<T>;
   const int64_t pixels = logits.h * logits.w, classes = logits.c;
   if (logits.channels_last) {
+    // Rows of n classes of n pixels, turned around; the next n pixels are on their way meanwhile.
     constexpr int n = kLanes<A>;
     for (int64_t p = 0; p < size; p += n) {
+      const T* pixel = tile + p * classes;
+      const int64_t rows = smaller(size - p, int64_t(n));
       for (int64_t first = 0; first < classes; first += n) {
-        Vec<A> x[n];
-        for (int i = 0; i < n; ++i)
-          x[i] = p + i < size ? load(tile + (p + i) * classes + first, smaller(classes - first, int64_t(n))) : Vec<A>{};
+        const int64_t columns = smaller(classes - first, int64_t(n));
+        Vec<A> x[n] = {};
+        if (rows == n && columns == n) {
+          for (int i = 0; i < n; ++i) x[i] = load(pixel + i * classes + first);
+        } else {
+          for (int64_t i = 0; i < rows; ++i) x[i] = columns == n ? load(pixel + i * classes + first) : load(pixel + i * classes + first, columns);
+        }
+        for (int64_t i = 0; i < n * n; i += 64 / sizeof(T)) __builtin_prefetch(pixel + n * (classes + first) + i);
         transpose<A>(x);
-        in_blocks<kBlock<A>>(0, smaller(classes - first, int64_t(n)), [&](int64_t c, auto count) { f(p, first + c, x + c, count); });
+        in_blocks<kBlock<A>>(0, columns, [&](int64_t c, auto count) { f(p, first + c, x + c, count); });
       }
     }
     return;
