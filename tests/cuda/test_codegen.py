@@ -39,8 +39,8 @@ def compiled(tmp_path_factory):
     @functools.cache
     def compile(arch):
         path = folder / f"{arch}.cubin"
-        flags = ["-std=c++20", "-O3", "-fmad=false", "-DNDEBUG", f"-I{CSRC}", "-Xptxas", "-v", f"-arch=sm_{arch}", "-cubin"]
-        command = [NVCC, *flags, CSRC / "cuda" / "softmax_loss.cu", "-o", path]
+        flags = ["-std=c++20", "-O3", "-fmad=false", "-DNDEBUG", f"-I{CSRC}", f"-arch=sm_{arch}", "-Xptxas", "-v"]
+        command = [NVCC, *flags, "-cubin", CSRC / "cuda" / "softmax_loss.cu", "-o", path]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
         pattern = r"entry function '(\w+)'.*?(\d+) bytes stack.*?(\d+) bytes spill stores.*?Used (\d+) registers"
