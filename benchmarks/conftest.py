@@ -1,65 +1,34 @@
-"""What the benchmarks share: the sizes, the three ways to compute a thing, and one way to time them.
+"""The benchmarks under pytest: which cases run, and how a variant of one is timed.
 
-Every group of the report holds one operation at one size and direction, done by eager PyTorch as its users write it
-(``fcn_fast.eager``), by torch.compile of the same, and by fcn_fast, on the same inputs. What is timed has been checked
-against eager first.
+    pytest benchmarks/ --benchmark-only [--sizes all] [--dtypes float16] [-k "VOC and both"]
+
+A group holds one case (fcn_fast/bench/cases.py, nets.py): its variants compute the same from the same inputs, and each
+is checked before it is timed. ``extra_info`` has the bytes that the case must move and by which formula, GB/s, per cent
+of a copy in this session, the machine's limit, peak memory, and the error against float64 (of whole nets, against
+eager PyTorch in float32).
 """
 
-import math
 import os
-import platform
-import time
-from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import fcn_fast
-from fcn_fast import eager, ops
+from fcn_fast.bench import cases, machine, nets, run
+from fcn_fast.bench.memory import peak_bytes
+from fcn_fast.bench.timing import statistics_of, times
 
 SECONDS = 0.7  # of rounds a benchmark, within the bounds below
 ROUNDS = (3, 50)
 
 
-@dataclass(frozen=True)
-class Size:
-    """A data set's usual scores: batch, classes, height and width of the low-resolution map, and its stride."""
-
-    name: str
-    batch: int
-    classes: int
-    height: int
-    width: int
-    stride: int
-
-    @property
-    def pixels(self):
-        return self.height * self.stride, self.width * self.stride
-
-    def scores(self, device, size=None):
-        """Random scores, of the low-resolution map unless another size is given."""
-        return torch.randn(self.batch, self.classes, *(size or (self.height, self.width)), device=device)
-
-    def smooth_scores(self, device):
-        """Scores whose classes form regions, as a network's do: a random map of a 16th of the size, and some noise."""
-        coarse = torch.randn(self.batch, self.classes, math.ceil(self.height / 16), math.ceil(self.width / 16))
-        smooth = F.interpolate(coarse, (self.height, self.width), mode="bilinear") * 8
-        return (smooth + 0.5 * torch.randn_like(smooth)).to(device)
-
-    def labels(self, device):
-        """Labels in blocks of 16 pixels, a few of them ignored; int64, as F.cross_entropy wants them."""
-        blocks = torch.randint(self.classes, (self.batch, *(math.ceil(n / 16) for n in self.pixels)))
-        blocks[torch.rand(blocks.shape) < 0.05] = 255
-        whole = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)
-        return whole[:, : self.pixels[0], : self.pixels[1]].contiguous().to(device)
-
-
-SIZES = (
-    Size("voc", 1, 21, 63, 63, 8),
-    Size("cityscapes", 1, 19, 128, 256, 8),
-    Size("ade20k", 2, 150, 128, 128, 4),
-)
+def pytest_addoption(parser):
+    group = parser.getgroup("fcn_fast")
+    names = ", ".join(size.name for size in cases.SIZES)
+    group.addoption("--sizes", default="VOC", help=f"of which everything is measured: {names} or all (default: VOC)")
+    group.addoption("--dtypes", default="float32,bfloat16", help=f"of {', '.join(cases.DTYPES)}")
+    group.addoption("--layouts", default=",".join(cases.LAYOUTS), help=f"of {', '.join(cases.LAYOUTS)}")
+    group.addoption("--device", help="cpu or cuda (default: cuda where there is a GPU)")
 
 
 def pytest_configure(config):
@@ -68,121 +37,90 @@ def pytest_configure(config):
 
 
 def pytest_report_header(config):
-    return ", ".join(f"{name}: {value}" for name, value in machine().items())
+    return ", ".join(f"{name}: {value}" for name, value in machine.facts(_device(config)).items())
 
 
+@pytest.hookimpl
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.pop("node", None)  # the name of somebody's computer says nothing
+    machine_info.update(machine.facts(_device(config)))
 
 
-def machine():
-    """What a number means nothing without."""
-    facts = {
-        "torch": torch.__version__,
-        "fcn_fast": fcn_fast.__version__,
-        "isa": fcn_fast._C.build_facts()["isa"] if fcn_fast._C else "none: the reference",
-        "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
-    }
-    if torch.cuda.is_available():
-        facts |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return facts
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        pairs = [(case, variant) for case in _cases(metafunc) for variant in case.variants]
+        metafunc.parametrize(("case", "variant"), pairs, ids=["-".join([*c.names, v]) for c, v in pairs])
+
+
+def _cases(metafunc):
+    config, name = metafunc.config, metafunc.function.__name__.removeprefix("test_")
+    sizes = _chosen(config, "sizes", {size.name: size for size in cases.SIZES})
+    if name == "stages":
+        return nets.stage_cases(_device(config))
+    if name == "predict":
+        return nets.predict_cases([(500, 500), (1024, 2048)] if len(sizes) == len(cases.SIZES) else [(500, 500)])
+    dtypes = _chosen(config, "dtypes", dict.fromkeys(cases.DTYPES))
+    layouts = _chosen(config, "layouts", dict.fromkeys(cases.LAYOUTS))
+    return cases.operation_cases(full=list(sizes.values()), dtypes=dtypes, layouts=layouts, operations=[name])
+
+
+def _chosen(config, option, known):
+    names = list(known) if config.getoption(option) == "all" else config.getoption(option).split(",")
+    for name in names:
+        if name not in known:
+            raise pytest.UsageError(f"--{option}: expected some of {', '.join(known)}, or all, got {name}")
+    return {name: known[name] for name in names}
+
+
+def _device(config):
+    name = config.getoption("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda") or (name == "cuda" and not torch.cuda.is_available()):
+        raise pytest.UsageError(
+            f"--device: expected {'cpu or cuda' if name != 'cuda' else 'cpu, without a GPU'}, got {name}"
+        )
+    return torch.device(name)
 
 
 @pytest.fixture(scope="session")
-def device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(params=SIZES, ids=lambda size: size.name)
-def size(request):
-    return request.param
+def device(pytestconfig):
+    return _device(pytestconfig)
 
 
 @pytest.fixture
-def cityscapes():
-    return next(size for size in SIZES if size.name == "cityscapes")
+def measure(benchmark, device):
+    """measure(case, variant): check a variant of a case and time it."""
 
+    def measure(case, variant):
+        try:
+            run.check_memory(case, device)
+        except run.Skipped as reason:
+            pytest.skip(str(reason))
+        calls, errors = run.calls_of(case, device, [variant])
+        call = calls[variant]
 
-@pytest.fixture(params=["forward", "forward_backward"])
-def direction(request):
-    return request.param
-
-
-@pytest.fixture(params=["eager", "compile", "fcn_fast"])
-def variant(request):
-    return request.param
-
-
-@pytest.fixture
-def measure(benchmark, variant, device):
-    """measure(group, functions, inputs): time one variant, a call or a call with its gradients."""
-    torch.manual_seed(0)
-
-    def measure(group, functions, inputs, backward=False, **extra_info):
-        if backward:
-            inputs = [x.detach().requires_grad_() if x.is_floating_point() else x for x in inputs]
-            functions = {name: with_gradients(function, inputs) for name, function in functions.items()}
-        # What runs is bound to its inputs here, so that nothing else is inside the timer.
-        call = functions[variant]
-        half = any(x.is_floating_point() and x.dtype.itemsize == 2 for x in inputs)
-        check(call(*inputs), functions["eager"](*inputs), half)
-
-        def synchronised():
-            call(*inputs)
-            if device == "cuda":
+        def timed(*prepared):
+            call(*prepared)
+            if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        synchronised()
-        start = time.perf_counter()
-        synchronised()
-        rounds = int(min(max(SECONDS / (time.perf_counter() - start), ROUNDS[0]), ROUNDS[1]))
-        benchmark.group = group
-        shapes = [list(x.shape) for x in inputs]
-        benchmark.extra_info.update(machine(), variant=variant, device=device, inputs=shapes, **extra_info)
-        benchmark.pedantic(synchronised, rounds=rounds)
-
-    with torch.set_grad_enabled(False):
-        torch.compiler.reset()
-        yield measure
-
-
-@pytest.fixture
-def measure_operation(measure):
-    """measure_operation(name, group, inputs, **options): an operation of fcn_fast.ops and its namesake in eager."""
-
-    def measure_operation(name, group, inputs, backward=False, **options):
-        fast, plain = getattr(ops, name), getattr(eager, name)
-        functions = {
-            "eager": lambda *inputs: plain(*inputs, **options),
-            "compile": torch.compile(lambda *inputs: plain(*inputs, **options), dynamic=False),
-            "fcn_fast": lambda *inputs: fast(*inputs, **options),
+        once = times(call, device, 1)[""][0] / 1e3
+        rounds = int(min(max(SECONDS / once, ROUNDS[0]), ROUNDS[1]))
+        benchmark.group = case.group
+        benchmark.pedantic(timed, setup=lambda: (call.prepare(), {}), rounds=rounds)
+        if benchmark.disabled:
+            return
+        found = {"milliseconds": statistics_of([1e3 * seconds for seconds in benchmark.stats.stats.data])}
+        if device.type == "cuda":
+            found["event_milliseconds"] = statistics_of(times(call, device, rounds)["event_"])
+            if found["event_milliseconds"]["median"] < run.LAUNCH_BOUND:
+                found |= run.cuda_graph(call)
+        facts = {"variant": variant, **machine.facts(device), **case.facts}
+        measured = {
+            "error": errors[variant],
+            "error_against": case.against,
+            "peak_bytes": peak_bytes(case, variant, device),
         }
-        measure(f"{name} {group}", functions, inputs, backward, operation=name)
+        benchmark.extra_info.update(facts, **found, **run.use(case, device, found), **measured)
 
-    return measure_operation
-
-
-def with_gradients(function, inputs):
-    leaves = [x for x in inputs if x.requires_grad]
-    shape = []
-
-    def call(*inputs):
-        with torch.enable_grad():
-            output = function(*inputs)
-            if not shape:
-                shape.append(torch.ones_like(output))
-            return output.detach(), *torch.autograd.grad(output, leaves, shape[0])
-
-    return call
-
-
-def check(actual, expected, half):
-    """Both agree, in half precision as far as eager's own rounding of what lies between lets them."""
-    if not isinstance(actual, (tuple, list)):
-        actual, expected = [actual], [expected]
-    for a, e in zip(actual, expected, strict=True):
-        if a is None or not a.is_floating_point():
-            assert a is e or (a == e).double().mean() > (0.95 if half else 0.999)
-        else:
-            assert (a.float() - e.float()).abs().max() <= (2e-2 if half else 1e-4) * e.float().abs().max()
+    yield measure
+    torch.compiler.reset()

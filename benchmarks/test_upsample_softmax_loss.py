@@ -1,3 +1,2 @@
-def test_upsample_softmax_loss(size, direction, device, measure_operation):
-    inputs = [size.scores(device), size.labels(device)]
-    measure_operation("upsample_softmax_loss", f"{size.name} {direction}", inputs, direction == "forward_backward")
+def test_upsample_softmax_loss(case, variant, measure):
+    measure(case, variant)

@@ -13,6 +13,7 @@ __all__ = ["main"]
 
 
 WEIGHTS = "a .caffemodel, or a .pth or .pt of wkentaro/pytorch-fcn"
+OPERATIONS = ["bilinear_upsample", "skip_fuse", "softmax_loss", "upsample_argmax", "upsample_softmax_loss"]
 MODEL = "name of the published net, such as voc-fcn16s or siftflow-fcn8s"
 
 
@@ -76,6 +77,34 @@ def _convert(arguments):
     from fcn_fast import predict
 
     return predict.convert(arguments.source, arguments.target, arguments.model, arguments.learned_upsampling)
+
+
+def _bench(arguments):
+    from fcn_fast.bench import command
+
+    return command.run(arguments.quick, arguments.device, arguments.json, arguments.plots)
+
+
+def _compare(arguments):
+    from fcn_fast.bench import compare
+
+    return compare.run(arguments.before, arguments.after)
+
+
+def _profile_stages(arguments):
+    from fcn_fast import profile
+
+    words = ("fcn-fast", *sys.argv[1:])
+    return profile.run_stages(arguments.device, arguments.out, arguments.rounds, arguments.padding, words)
+
+
+def _profile_operation(arguments):
+    from fcn_fast import profile
+
+    words = ("fcn-fast", *sys.argv[1:])
+    return profile.run_operation(
+        arguments.name, arguments.size, arguments.replay, arguments.device, arguments.out, arguments.rounds, words
+    )
 
 
 def _env(_arguments):
@@ -165,6 +194,45 @@ def _parser():
     convert.add_argument("--model", metavar="NAME", default="voc-fcn8s", help=f"{MODEL} (default: voc-fcn8s)")
     convert.add_argument("--learned-upsampling", action="store_true", help="keep upsampling filters as they are")
     convert.set_defaults(command=_convert)
+
+    bench = commands.add_parser(
+        "bench",
+        help="measure this machine: operations, stages, memory; compare two such measurements",
+        description="Measure the operations, the stages of FCN-8s and memory, with eager PyTorch, torch.compile and "
+        "fcn_fast, and print tables. Takes some minutes; nothing else should be running.",
+    )
+    bench.add_argument("--quick", action="store_true", help="a minute of it, without torch.compile")
+    bench.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    bench.add_argument("--json", type=Path, metavar="F", help="write the measurements to F")
+    bench.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG into DIR")
+    bench.set_defaults(command=_bench)
+    compare = bench.add_subparsers(metavar="compare").add_parser(
+        "compare",
+        help="what moved between two files of --json",
+        description="Print the times that moved beyond the noise between two files of --json (or folders of them).",
+    )
+    compare.add_argument("before", type=Path, metavar="A.json")
+    compare.add_argument("after", type=Path, metavar="B.json")
+    compare.set_defaults(command=_compare)
+
+    profile = commands.add_parser(
+        "profile",
+        help="a short steady run under a profiler, its parts named",
+        description="Run the stages of FCN-8s or an operation for a profiler: on a GPU with NVTX ranges for Nsight, "
+        "whose command lines it prints; on a CPU under torch.profiler, as a Chrome trace. See docs/profiling.md.",
+    ).add_subparsers(required=True, metavar="{stages,op}")
+    stages = profile.add_parser("stages", help="the three stages of FCN-8s at 500x500")
+    stages.add_argument("--padding", choices=["caffe", "lean"], default="caffe", help="of the net (default: caffe)")
+    stages.set_defaults(command=_profile_stages)
+    operation = profile.add_parser("op", help="an operation, or the operators of a captured run")
+    operation.add_argument("name", nargs="?", metavar="NAME", choices=OPERATIONS, help=", ".join(OPERATIONS))
+    operation.add_argument("--size", choices=["VOC", "Cityscapes", "ADE20K"], default="VOC", help="default: VOC")
+    operation.add_argument("--replay", type=Path, metavar="FILE", help="inputs that fcn_fast.profile.capture kept")
+    operation.set_defaults(command=_profile_operation)
+    for parser_, rounds in ((stages, 5), (operation, 20)):
+        parser_.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+        parser_.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for traces (default: here)")
+        parser_.add_argument("--rounds", type=_whole(1, 1000), default=rounds, metavar="N", help=f"default: {rounds}")
 
     env = commands.add_parser("env", help="show versions, devices and which kernels run")
     env.set_defaults(command=_env)

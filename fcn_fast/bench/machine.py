@@ -1,0 +1,147 @@
+"""The machine: what a number means nothing without, and how fast the machine is at the simplest things."""
+
+import functools
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+import fcn_fast
+from fcn_fast import env
+
+__all__ = ["available_bytes", "facts", "rates"]
+
+SECONDS = 0.2  # of each rate
+
+
+def facts(device):
+    """Versions, processor and threads; of CUDA the GPU too."""
+    found = {
+        "device": env.cpu_name(),
+        "threads": torch.get_num_threads(),
+        "isa": fcn_fast._C.build_facts()["isa"] if fcn_fast._C else "none: the reference",
+        "last_level_cache": _last_level_cache(),
+        "fcn_fast": fcn_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    if device.type != "cuda":
+        return {**found, "device_type": "cpu"}
+    properties = torch.cuda.get_device_properties(device)
+    import triton
+
+    return {
+        **found,
+        "device_type": "cuda",
+        "device": properties.name,
+        "cpu": found["device"],
+        "last_level_cache": properties.L2_cache_size,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory": properties.total_memory,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "triton": triton.__version__,
+        "kernels": {name: env.kernel_of(name, "cuda") for name in env.operators()},
+    }
+
+
+def rates(device, dtypes=("float32",)):
+    """What this machine reaches, with the threads that PyTorch has now.
+
+    Args:
+        device: a ``torch.device``.
+        dtypes: of the matrix products.
+
+    Returns:
+        {"copy": bytes/s, read and written, of a copy far larger than the caches; dtype: FLOP/s of a matrix product;
+        on the CPU "exp": exponentials/s of torch.exp in float32, within the caches}.
+    """
+    dtypes = ("float32", *(dtype for dtype in dtypes if dtype != "float32"))
+    found = {"copy": _copy_rate(device, torch.get_num_threads())}
+    found |= {dtype: _matrix_rate(device, dtype, torch.get_num_threads()) for dtype in dtypes}
+    if device.type == "cpu":
+        found["exp"] = _exp_rate(torch.get_num_threads())
+    return found
+
+
+def available_bytes(device):
+    """Memory that can still be taken, at most what a container may use."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limits = []
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            limits.append(1024 * int(line.split()[1]))
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdigit() and used.isdigit():
+        limits.append(int(limit) - int(used))
+    if not limits and hasattr(os, "sysconf"):
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+    return min(limits)
+
+
+# Threads are among the arguments so that a rate is kept for each number of them.
+@functools.cache
+def _copy_rate(device, _threads):
+    size = max(4 * _last_level_cache(), 1 << 28) if device.type == "cpu" else 1 << 30
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _seconds(lambda: target.copy_(source), device)
+
+
+@functools.cache
+def _matrix_rate(device, dtype, _threads):
+    n = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
+
+
+@functools.cache
+def _exp_rate(threads):
+    x = torch.randn(threads << 16)  # 256 KB a thread, and as much for the result
+    out = torch.empty_like(x)
+
+    def exp():
+        for _ in range(16):
+            torch.exp(x, out=out)
+
+    return 16 * x.numel() / _seconds(exp, x.device)
+
+
+def _seconds(call, device):
+    """Seconds of the fastest call: a limit is what a machine can do when nothing is in the way."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    samples, end = [], None
+    while end is None or time.perf_counter() < end or len(samples) < 5:
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        samples.append(time.perf_counter() - start)
+        end = end or time.perf_counter() + SECONDS
+    return min(samples)
+
+
+def _last_level_cache():
+    """Bytes of the CPU's largest cache; 32 MiB where nothing says."""
+    sizes = [_read(path).strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
+    return max((1024 * int(size[:-1]) for size in sizes if size.endswith("K")), default=32 << 20)
+
+
+def _driver():
+    for line in _read("/proc/driver/nvidia/version").splitlines():
+        if line.startswith("NVRM version:"):
+            return next((word for word in line.split() if word[0].isdigit() and "." in word), line)
+    return "unknown"
+
+
+def _read(path):
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

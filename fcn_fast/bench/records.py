@@ -1,0 +1,93 @@
+"""Measurements as JSON: what a machine gave, with the facts of the machine."""
+
+import datetime
+import json
+from pathlib import Path
+
+from fcn_fast.bench import machine
+from fcn_fast.command import InputError
+
+__all__ = ["baseline_of", "groups_of", "load", "new", "noisy", "save"]
+
+BASELINES = ("eager", "grouped")
+
+
+def new(device, entries, notes):
+    """A record of these measurements on this machine."""
+    dtypes = sorted({entry["dtype"] for entry in entries})
+    environment = {
+        **machine.facts(device),
+        "rates": {name: float(f"{rate:.4g}") for name, rate in machine.rates(device, dtypes).items()},
+        "date": datetime.date.today().isoformat(),
+    }
+    return {"environment": environment, "notes": notes, "entries": entries}
+
+
+def save(path, record):
+    """Write a record, an entry a line.
+
+    Raises:
+        InputError: a file that cannot be written.
+    """
+    lines = ",\n".join("  " + json.dumps(entry) for entry in record["entries"])
+    head = json.dumps({name: value for name, value in record.items() if name != "entries"}, indent=1)
+    try:
+        Path(path).write_text(f'{head[:-2]},\n "entries": [\n{lines}\n ]\n}}\n')
+    except OSError as error:
+        raise InputError(f"json: expected a file that can be written, got {path} ({error.strerror})") from error
+
+
+def load(path):
+    """The record in a file, or the records in a folder as one.
+
+    Raises:
+        InputError: nothing there that can be read as one.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"record: expected a file or a folder with records, got {path}")
+    whole = {"environment": {}, "notes": [], "entries": []}
+    for file in files:
+        record = _load(file)
+        rates = {**whole["environment"].get("rates", {}), **record["environment"]["rates"]}
+        whole["environment"] = {**whole["environment"], **record["environment"], "rates": rates}
+        whole["notes"] += record["notes"]
+        whole["entries"] += record["entries"]
+    return whole
+
+
+def groups_of(entries):
+    """{group: {variant: entry}} of what is no point of a sweep."""
+    groups = {}
+    for entry in entries:
+        if "sweep" not in entry:
+            groups.setdefault(entry["group"], {})[entry["variant"]] = entry
+    return groups
+
+
+def baseline_of(variants):
+    """The entry of the baseline among {variant: entry}; None where there is none."""
+    return next((variants[name] for name in BASELINES if name in variants), None)
+
+
+def noisy(one, other):
+    """Whether the middle halves of two entries' times overlap: what lies between them may be noise."""
+    one, other = one["milliseconds"], other["milliseconds"]
+    return one["q1"] <= other["q3"] and other["q1"] <= one["q3"]
+
+
+def _load(path):
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not text"
+        raise InputError(f"record: expected a file that can be read, got {path} ({why})") from error
+    try:
+        record = json.loads(text)
+        for entry in record["entries"]:
+            entry["group"], entry["variant"], entry["milliseconds"]["median"], entry["milliseconds"]["q1"]
+        record["environment"]["rates"], record["notes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"record: expected what `fcn-fast bench --json` writes, got {path}") from error
+    return record

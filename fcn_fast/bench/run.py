@@ -1,0 +1,160 @@
+"""Measure a case: check every variant, time them in turn, and say how much of the machine they use."""
+
+import functools
+
+import torch
+
+from fcn_fast.bench import machine
+from fcn_fast.bench.memory import peak_bytes
+from fcn_fast.bench.timing import Call, graph_times, input_sets, interleave, statistics_of
+
+__all__ = ["Skipped", "WrongResult", "calls_of", "check_memory", "cuda_graph", "error_of", "measure", "use"]
+
+# How far a variant may be from float64, relative to the largest number, and in how many of its labels.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 4e-3}
+LABELS = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.02}
+LAUNCH_BOUND = 2.0  # ms; what takes less on a GPU is measured as a CUDA graph too
+
+
+class Skipped(Exception):
+    """A case that this machine cannot take; the message is one line with the figure."""
+
+
+class WrongResult(AssertionError):
+    """A variant that does not compute what it should."""
+
+
+def measure(case, device, seconds=0.7, variants=None, check=True):
+    """Measure a case.
+
+    Args:
+        case: a :class:`fcn_fast.bench.cases.Case` or :class:`fcn_fast.bench.nets.NetCase`.
+        device: a ``torch.device``.
+        seconds: of rounds of the slowest variant.
+        variants: which of the case's; all unless given.
+        check: whether to measure errors.
+
+    Returns:
+        One dict for each variant: the facts of the case, milliseconds, use of the machine, error and peak memory.
+
+    Raises:
+        Skipped: too little memory.
+        WrongResult: a variant's results are wrong.
+    """
+    check_memory(case, device)
+    variants = case.variants if variants is None else [v for v in case.variants if v in variants]
+    try:
+        calls, errors = calls_of(case, device, variants, check)
+        samples = interleave(calls, device, seconds)
+        return [_entry(case, device, variant, calls[variant], samples[variant], errors) for variant in variants]
+    except torch.cuda.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise Skipped(f"{case.group}: {str(error).splitlines()[0]}") from error
+    finally:
+        torch.compiler.reset()
+
+
+def _entry(case, device, variant, call, samples, errors):
+    times = {f"{kind}milliseconds": statistics_of(values) for kind, values in samples.items()}
+    if device.type == "cuda" and times["event_milliseconds"]["median"] < LAUNCH_BOUND:
+        times |= cuda_graph(call)
+    return {
+        "group": case.group,
+        "variant": variant,
+        **case.facts,
+        "threads": torch.get_num_threads(),
+        **times,
+        **use(case, device, times),
+        **({"error": errors[variant], "error_against": case.against} if variant in errors else {}),
+        "peak_bytes": peak_bytes(case, variant, device),
+    }
+
+
+def check_memory(case, device):
+    """Raise :class:`Skipped` where the case would not fit."""
+    available = machine.available_bytes(device)
+    if case.needs > 0.9 * available:
+        raise Skipped(f"{case.group}: needs about {case.needs / 1e9:,.1f} GB, {available / 1e9:,.1f} GB are free")
+
+
+def calls_of(case, device, variants, check=True):
+    """({variant: :class:`Call`}, {variant: error}), warmed up; without errors unless they are to be checked.
+
+    Raises:
+        WrongResult: an error above what the dtype's rounding explains.
+    """
+    sets = _inputs(case, device)
+    calls, errors = {}, {}
+    for variant in variants:
+        call = calls[variant] = Call(case.function(variant, device), sets, case.direction)
+        results = call(*call.prepare())
+        if check:
+            errors[variant] = error_of(case, results, _expected(case, device))
+        call(*call.prepare())
+    return calls, errors
+
+
+@functools.lru_cache(maxsize=1)
+def _inputs(case, device):
+    return input_sets(case, device)
+
+
+@functools.lru_cache(maxsize=1)
+def _expected(case, device):
+    return case.expected(device, *_inputs(case, device)[0])
+
+
+def error_of(case, results, expected):
+    """The largest difference relative to the largest number, or the share of labels that differ.
+
+    Raises:
+        WrongResult: above :data:`TOLERANCE` or :data:`LABELS`.
+    """
+    error, tolerance = 0.0, TOLERANCE[case.dtype]
+    for result, wanted in zip(results, expected, strict=True):
+        if result is None or wanted is None:
+            found = 0.0 if result is wanted else float("inf")
+        elif not wanted.is_floating_point():
+            found, tolerance = (result != wanted).double().mean().item(), LABELS[case.dtype]
+        else:
+            found = ((result.double() - wanted).abs().max() / wanted.abs().max()).item()
+        error = max(error, found) if found == found else float("inf")
+    if error > tolerance:
+        raise WrongResult(f"{case.group}: expected an error of at most {tolerance:g}, got {error:.2g}")
+    return float(f"{error:.3g}")
+
+
+def use(case, device, times):
+    """Bytes a second, and how near to the machine's limit the median comes, as far as the case says."""
+    rates = machine.rates(device, (case.dtype,))
+    best = next(kind for kind in ("graph_", "event_", "") if "median" in times.get(f"{kind}milliseconds", {}))
+    milliseconds = times[f"{best}milliseconds"]["median"]
+    found = {}
+    if "bytes" in case.facts:
+        rate = 1e3 * case.facts["bytes"] / milliseconds
+        found |= {"gb_per_s": _round(rate / 1e9), "percent_of_copy": _round(100 * rate / rates["copy"])}
+    limit = case.limit(rates)
+    if limit:
+        found["limit"] = {
+            "milliseconds": _round(1e3 * limit.seconds),
+            "memory": _round(1e3 * limit.memory),
+            "arithmetic": _round(1e3 * limit.arithmetic),
+            "by": limit.by,
+            "percent": _round(1e5 * limit.seconds / milliseconds),
+        }
+    return found
+
+
+def cuda_graph(call):
+    """{"graph_milliseconds": statistics of the call as a CUDA graph}, or the error in their place."""
+    if call.direction == "backward":
+        return {}
+    try:
+        return {"graph_milliseconds": statistics_of(graph_times(call))}
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        return {"graph_milliseconds": {"error": str(error).splitlines()[0]}}
+
+
+def _round(value):
+    return float(f"{value:.4g}")

@@ -1,0 +1,99 @@
+"""How cost and memory grow with the work, as laws fitted to the points of the sweeps."""
+
+import itertools
+import math
+
+import numpy as np
+
+from fcn_fast.bench.tables import Table, figure
+
+__all__ = ["POSITIONS", "cost", "curves", "fit", "memory"]
+
+# What an entry's place on the axis of its sweep is.
+POSITIONS = {
+    "classes": lambda entry: entry["shape"][1],
+    "factor": lambda entry: entry["stride"],
+    "image": lambda entry: entry["shape"][2] * entry["stride"],
+    "batch": lambda entry: entry["shape"][0],
+    "threads": lambda entry: entry["threads"],
+}
+
+
+def curves(record, value):
+    """{sweep: {(operation, variant): [(position, value), ...]}} of the points of a record, as far as they have one."""
+    found = {sweep: {} for sweep in POSITIONS}
+    for entry in record["entries"]:
+        if "sweep" in entry and value(entry) is not None:
+            line = found[entry["sweep"]].setdefault((entry["operation"], entry["variant"]), [])
+            line.append((POSITIONS[entry["sweep"]](entry), value(entry)))
+    return {sweep: lines for sweep, lines in found.items() if lines}
+
+
+def cost(record):
+    """Time as a constant plus so much a pixel and so much a full-resolution logit, of each operation and variant."""
+    rows = []
+    for (operation, variant), entries in _points(record).items():
+        seconds = [entry["milliseconds"]["median"] / 1e3 for entry in entries]
+        terms = [(1, _pixels(entry), _pixels(entry) * entry["shape"][1]) for entry in entries]
+        (constant, pixel, logit), off = fit(terms, seconds)
+        cells = [figure(1e6 * constant), figure(1e9 * pixel), figure(1e9 * logit), f"{off:.0%}"]
+        rows.append([operation, variant, *cells, str(len(entries))])
+    return Table(["operation", "variant", "us a call", "ns a pixel", "ns a logit", "off by at most", "points"], rows)
+
+
+def memory(record):
+    """Peak memory as so many times the full-resolution logits, the low-resolution ones and the pixels."""
+    rows = []
+    for (operation, variant), entries in _points(record).items():
+        entries = [entry for entry in entries if entry.get("peak_bytes")]
+        if len(entries) < 4:
+            continue
+        terms = []
+        for entry in entries:
+            low = 4 * math.prod(entry["shape"])
+            terms.append((1, low * entry["stride"] ** 2, low, _pixels(entry)))
+        (constant, high, low, pixel), off = fit(terms, [entry["peak_bytes"] for entry in entries])
+        cells = [figure(high), figure(low), figure(pixel), figure(constant / 2**20), f"{off:.0%}"]
+        rows.append([operation, variant, *cells])
+    header = ["operation", "variant", "x full-resolution logits", "x low-resolution logits", "bytes a pixel", "+ MiB"]
+    return Table([*header, "off by at most"], rows)
+
+
+def fit(terms, values):
+    """The law ``value = sum of coefficient * term`` that is nearest in proportion.
+
+    Args:
+        terms: rows of numbers, one for each coefficient.
+        values: positive numbers.
+
+    Returns:
+        (coefficients, none of them negative; the largest deviation, relative to the value).
+    """
+    terms, values = np.asarray(terms, dtype=float), np.asarray(values, dtype=float)
+    relative = terms / values[:, None]
+    best = None
+    # Of the few terms every subset is tried: the best one without a negative coefficient is the constrained optimum.
+    for count in range(1, terms.shape[1] + 1):
+        for chosen in itertools.combinations(range(terms.shape[1]), count):
+            found, *_ = np.linalg.lstsq(relative[:, chosen], np.ones(len(values)), rcond=None)
+            if (found >= 0).all():
+                coefficients = np.zeros(terms.shape[1])
+                coefficients[list(chosen)] = found
+                off = np.abs(relative @ coefficients - 1)
+                if best is None or (off**2).sum() < best[0]:
+                    best = ((off**2).sum(), coefficients, off.max())
+    return best[1].tolist(), float(best[2])
+
+
+def _points(record):
+    """{(operation, variant): entries} of the sweeps, without those of threads."""
+    points = {}
+    for entry in record["entries"]:
+        if entry.get("sweep") not in (None, "threads"):
+            points.setdefault((entry["operation"], entry["variant"]), []).append(entry)
+    return points
+
+
+def _pixels(entry):
+    batch, _, height, width = entry["shape"]
+    return batch * height * width * entry["stride"] ** 2

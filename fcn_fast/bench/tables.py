@@ -1,0 +1,255 @@
+"""What measurements say, as tables: in a terminal and in Markdown."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from fcn_fast.bench import nets
+from fcn_fast.bench.cases import SIZES
+from fcn_fast.bench.records import baseline_of, groups_of, noisy
+from fcn_fast.bench.suites import SHOWN
+
+__all__ = [
+    "LABELS",
+    "Table",
+    "cases",
+    "figure",
+    "limits",
+    "machine",
+    "memory",
+    "rates",
+    "speed",
+    "spread",
+    "stages",
+    "whole",
+]
+
+WAYS = {"forward": "forward", "backward": "backward", "both": "forward + backward"}
+KINDS = {
+    "": "",
+    "resize": "",
+    "deconvolution": " (deconvolution)",
+    "smooth": ", smooth scores",
+    "random": ", random scores",
+}
+LABELS = {
+    (name, kind, way): f"{name}{KINDS[kind]}" + (f", {WAYS[way]}" if name != "upsample_argmax" else "")
+    for name, kind, way in SHOWN
+}
+"""{(operation, kind, direction): how it is called} of what is shown at every size."""
+BUSY = 0.2  # of a median: the usual spread above which a machine is not quiet
+SMALL = 2**18  # bytes; a process's resident set is counted no finer
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header."""
+
+    header: list
+    rows: list
+
+    def __bool__(self):
+        return bool(self.rows)
+
+    def markdown(self):
+        """The table in Markdown."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return (
+            "\n".join("| " + " | ".join(line) + " |" for line in lines)
+            .replace("| ---", "|---")
+            .replace("--- |", "---|")
+        )
+
+    def plain(self):
+        """The table for a terminal: the first column to the left, numbers to the right."""
+        rows = [[cell.replace("**", "").replace("`", "") for cell in row] for row in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                f"{cell:<{width}}" if i == 0 else f"{cell:>{width}}"
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def figure(value):
+    """A number in three figures."""
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(value)) + 1e-9))
+    return f"{value:,.{digits}f}"
+
+
+def machine(record):
+    """One line: what it was measured on."""
+    facts = record["environment"]
+    if facts["device_type"] == "cuda":
+        names = ("driver", "cuda", "torch", "triton")
+        return ", ".join([facts["device"], *(f"{name} {facts[name]}" for name in names)])
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
+    return f"{facts['device']}, {threads}, {facts['isa']}, torch {facts['torch']}"
+
+
+def rates(record):
+    """One line: what the machine reaches at the simplest things."""
+    found = dict(record["environment"]["rates"])
+    parts = [f"copy {figure(found.pop('copy') / 1e9)} GB/s"]
+    if "exp" in found:
+        parts.append(f"{figure(found.pop('exp') / 1e9)} G exponentials/s")
+    parts += [f"matrix product in {dtype} {figure(rate / 1e9)} GFLOP/s" for dtype, rate in found.items()]
+    return "machine: " + ", ".join(parts)
+
+
+def spread(record):
+    """One line: how much the times of one case vary, and whether that is too much to go by."""
+    widths = [
+        (entry["milliseconds"]["q3"] - entry["milliseconds"]["q1"]) / _median(entry) for entry in record["entries"]
+    ]
+    if not widths:
+        return "nothing was measured"
+    width = statistics.median(widths)
+    busy = ": the machine was busy, measure again when nothing else runs" if width > BUSY else ""
+    return f"spread: the middle half of a case's times is {width:.0%} of their median wide{busy}"
+
+
+def speed(record):
+    """Of each operation and size: the milliseconds of fcn_fast, and how many times as long the others take."""
+    groups = groups_of(record["entries"])
+    sizes = [size for size in SIZES if any(_group(groups, key, size.name) for key in SHOWN)]
+    rows = []
+    for key, label in LABELS.items():
+        found = [_group(groups, key, size.name) for size in sizes]
+        if any(found):
+            rows.append([label, *(_ratios(variants) if variants else "" for variants in found)])
+    return Table(["", *(size.title for size in sizes)], rows)
+
+
+def stages(record, padding="caffe", dtype="float32"):
+    """FCN-8s stage by stage beside the paper's times, with the machine's floor."""
+    groups = groups_of(record["entries"])
+    names = {
+        "stage1": "1: conv1_1 to pool3",
+        "stage2": "2: conv4_1 to pool4",
+        "stage3": "3: conv5_1 to scores",
+        "forward": "all",
+    }
+    found = {part: groups.get(nets.NetCase(part, padding, dtype=dtype).group) for part in names}
+    found = {part: variants for part, variants in found.items() if variants and "fcn_fast" in variants}
+    if not found:
+        return Table([], [])
+    columns = [v for v in ("eager", "compile", "fcn_fast") if any(v in variants for variants in found.values())]
+    total = {v: sum(_median(found[stage][v]) for stage in nets.STAGES if v in found.get(stage, {})) for v in columns}
+    rows = []
+    for part, variants in found.items():
+        share = part != "forward"
+        paper = f"{nets.PAPER[part]:.1f}" + (f" ({nets.PAPER[part] / nets.PAPER['forward']:.0%})" if share else "")
+        cells = [_milliseconds(variants[v], total[v] if share else None) if v in variants else "" for v in columns]
+        ours = variants["fcn_fast"]
+        floor = ours.get("limit", {})
+        near = [figure(floor["milliseconds"]), f"{floor['percent']:.0f} %"] if floor else ["", ""]
+        rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, *near])
+    titles = {"eager": "eager ms", "compile": "compile ms", "fcn_fast": "fcn_fast ms"}
+    return Table(["stage", "GFLOP", "paper ms", *(titles[v] for v in columns), "floor ms", "reached"], rows)
+
+
+def whole(record):
+    """FCN-8s from image to label map."""
+    rows = []
+    for group, variants in groups_of(record["entries"]).items():
+        part = group.split()[1] if group.startswith("FCN-8s ") else ""
+        if part in ("predict", "labels") and {"eager", "fcn_fast"} <= set(variants):
+            label = {"predict": "image to label map", "labels": "fusion and label map alone"}[part]
+            eager, ours = variants["eager"], variants["fcn_fast"]
+            cells = [
+                _milliseconds(eager),
+                _milliseconds(ours),
+                _ratio(eager, ours),
+                _mebibytes(eager),
+                _mebibytes(ours),
+            ]
+            rows.append([f"{ours['size']}: {label}", *cells, f"{1 - ours['error']:.4%}"])
+    return Table(["FCN-8s", "eager ms", "fcn_fast ms", "ratio", "eager MiB", "fcn_fast MiB", "equal labels"], rows)
+
+
+def memory(record):
+    """Peak memory of the loss and of the label map, above what the inputs take."""
+    groups = groups_of(record["entries"])
+    shown = {"loss, forward + backward": SHOWN[0], "label map": ("upsample_argmax", "smooth", "forward")}
+    sizes = [size for size in SIZES if all(_group(groups, key, size.name) for key in shown.values())]
+    rows = []
+    for label, key in shown.items():
+        for variant, title in (("eager", "eager PyTorch"), ("fcn_fast", f"`{key[0]}`")):
+            rows.append([f"{label}: {title}", *(_mebibytes(_group(groups, key, size.name)[variant]) for size in sizes)])
+    return Table(["peak MiB above the inputs", *(size.title for size in sizes)], rows if sizes else [])
+
+
+def limits(record):
+    """Of each case in float32 what bounds it on this machine, and how near to that fcn_fast comes."""
+    rows = []
+    for group, variants in groups_of(record["entries"]).items():
+        ours = variants.get("fcn_fast")
+        if ours and "limit" in ours and not group.startswith("FCN-8s "):
+            limit = ours["limit"]
+            times = [figure(_median(ours)), figure(limit["milliseconds"]), limit["by"], f"{limit['percent']:.0f} %"]
+            rows.append(
+                [group, ours["bytes_formula"], *times, figure(ours["gb_per_s"]), f"{ours['percent_of_copy']:.0f} %"]
+            )
+    return Table(["case", "bytes moved", "ms", "limit ms", "by", "reached", "GB/s", "of a copy"], rows)
+
+
+def cases(record):
+    """Every case and variant: times with their spread, ratio, error and memory."""
+    rows = []
+    for group, variants in groups_of(record["entries"]).items():
+        baseline = baseline_of(variants)
+        for variant, entry in variants.items():
+            times = entry["milliseconds"]
+            spread = f"{figure(times['q1'])} to {figure(times['q3'])}"
+            ratio = "" if baseline in (None, entry) else _ratio(baseline, entry)
+            error = f"{entry['error']:.1e}" if "error" in entry else ""
+            cells = [figure(times["median"]), spread, *_gpu(entry), ratio, error, _mebibytes(entry)]
+            rows.append([group, variant, *cells])
+    gpu = ["event ms", "graph ms"] if record["environment"]["device_type"] == "cuda" else []
+    return Table(["case", "variant", "ms", "middle half", *gpu, "as fast as the first", "error", "MiB"], rows)
+
+
+def _gpu(entry):
+    if "event_milliseconds" not in entry:
+        return []
+    graph = entry.get("graph_milliseconds", {}).get("median")
+    return [figure(entry["event_milliseconds"]["median"]), figure(graph) if graph else ""]
+
+
+def _group(groups, key, size):
+    name, kind, way = key
+    return groups.get(" ".join([name, *([kind] if kind else []), size, way]))
+
+
+def _median(entry):
+    return entry["milliseconds"]["median"]
+
+
+def _milliseconds(entry, total=None):
+    share = f" ({_median(entry) / total:.0%})" if total else ""
+    return f"{figure(_median(entry))}{share}"
+
+
+def _mebibytes(entry):
+    peak = entry.get("peak_bytes")
+    if peak is None:
+        return ""
+    return f"{peak / 2**20:,.1f}" if peak >= SMALL else "< 0.3"
+
+
+def _ratios(variants):
+    ours, baseline = variants["fcn_fast"], baseline_of(variants)
+    others = {"eager": baseline, "compile": variants.get("compile")}
+    ratios = ", ".join(f"{name} {_ratio(other, ours)}" for name, other in others.items() if other)
+    return f"**{figure(_median(ours))} ms** ({ratios})"
+
+
+def _ratio(slow, fast):
+    ratio = _median(slow) / _median(fast)
+    return f"{ratio:.{1 if ratio >= 1.05 else 2}f}x" + (", inside the noise" if noisy(slow, fast) else "")
