@@ -42,9 +42,11 @@ def patch(model):
             swaps.append((module, twin.kind))
             report.replaced += replaced
         report.left += [Row(_named(name), _place(module, method), "", why) for method, why in twin.left.items()]
+        remarks = libraries.remarks(module, {row.note for row in replaced})
+        report.left += [Row(_named(name), type(module).__name__, *remark) for remark in remarks]
+    if report and not deferred.DEVICES:
+        report.left.append(Row("model", "", "all of it", "fcn_fast has no kernels here, and the model's own code runs"))
     _swap(swaps)
-    for name, module in model.named_modules():
-        report.left += [Row(_named(name), type(module).__name__, *remark) for remark in libraries.remarks(module)]
     return report
 
 
@@ -56,10 +58,10 @@ def unpatch(model):
         ValueError: a model that is not patched, or whose class was changed since (fully_shard does): nothing is undone.
     """
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {"": model}
-    if not isinstance(model, nn.Module) and libraries.label_maps(model) is None:
-        raise TypeError(_expected(model))
     patched = {name: module for name, module in modules.items() if original(module) is not None}
     if not patched:
+        if not isinstance(model, nn.Module) and not libraries.makes_label_maps(type(model)):
+            raise TypeError(_expected(model))
         raise ValueError(f"model: expected a patched one, got a {type(model).__name__} that is not")
     for name, module in patched.items():
         if "_fcn_fast_original" not in vars(type(module)):
@@ -71,10 +73,10 @@ def unpatch(model):
 
 
 def _patch_processor(processor):
-    if libraries.label_maps(processor) is None:
-        raise TypeError(_expected(processor))
     if original(processor) is not None:
         raise ValueError("model: expected an image processor that is not patched, got one that is")
+    if not libraries.makes_label_maps(type(processor)):
+        raise TypeError(_expected(processor))
     twin = twin_of(type(processor))
     _swap([(processor, twin.kind)])
     report = Report(type(processor).__name__)

@@ -1,5 +1,7 @@
 """What the rewritten methods of a patched model call: an upsampling that waits until it is known what becomes of it."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -45,6 +47,12 @@ class Deferred:
                 "got ones changed in place; fcn_fast.unpatch(model) runs the model's own code"
             )
         return self.input
+
+    def loss(self, target, weight=None, **options):
+        """The softmax loss of the map."""
+        if self.grid.size == self.grid.in_size:  # upsampled before
+            return ops.softmax_loss(self.scores(), target, weight, **options)
+        return ops.upsample_softmax_loss(self.scores(), target, weight, grid=self.grid, **options)
 
     def full(self):
         if self.map is None:
@@ -184,17 +192,8 @@ def _cross_entropy(
     """F.cross_entropy; NotImplemented for what only PyTorch does, or complains of."""
     if not _fits(value, target) or (size_average, reduce) != (None, None):
         return NotImplemented
-    scores = value.scores()
-    loss = ops.upsample_softmax_loss(
-        scores,
-        target,
-        weight,
-        grid=value.grid,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        label_smoothing=label_smoothing,
-    )
-    return _like_eager(loss, scores)
+    loss = value.loss(target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+    return _like_eager(loss, value.input)
 
 
 def _cross_entropy_module(module, value, target):
@@ -211,15 +210,11 @@ def _mmseg_cross_entropy(
 ):
     if others or not _is_softmax(module) or not _fits(value, label):
         return NotImplemented
-    scores = value.scores()
-
-    def loss(**options):
-        return ops.upsample_softmax_loss(scores, label, grid=value.grid, ignore_index=ignore_index, **options)
-
-    classes = None if module.class_weight is None else scores.new_tensor(module.class_weight)
+    loss = functools.partial(value.loss, label, ignore_index=ignore_index)
+    classes = None if module.class_weight is None else value.input.new_tensor(module.class_weight)
     reduction = reduction_override or module.reduction
     reduced = mmseg_reduction(loss, label, weight, classes, reduction, avg_factor, ignore_index, module.avg_non_ignore)
-    return _like_eager(module.loss_weight * reduced, scores)
+    return _like_eager(module.loss_weight * reduced, value.input)
 
 
 def _mmseg_accuracy(function, value, target, topk=1, thresh=None, ignore_index=None):

@@ -5,38 +5,47 @@
   are given ``loss(images, target)`` and ``predict_labels(images)``, which never hold those.
 """
 
+import inspect
 import sys
+import types
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fcn_fast import ops
-from fcn_fast.patch.deferred import Deferred, full, resize
+from fcn_fast.patch.deferred import Deferred, resize
 from fcn_fast.patch.rewrite import Site, rewrite
 
-__all__ = ["label_maps", "members", "remarks"]
+__all__ = ["makes_label_maps", "members", "remarks"]
 
 _SEMANTIC = "ForSemanticSegmentation"
 
 
 def members(cls, sites, left):
     """What a twin of the class has beside its rewritten methods; what that replaces goes to sites, or to left."""
+    if makes_label_maps(cls):
+        sites["post_process_semantic_segmentation"] = (Site("", "argmax of upsampled logits", "upsample_argmax"),)
+        return {"post_process_semantic_segmentation": post_process_semantic_segmentation}
     if cls.__name__.endswith(_SEMANTIC) and isinstance(getattr(cls, "loss_function", None), property):
         return _loss_function(cls, sites)
     scores = _scores_of(cls, left)
     if scores is None:
         return {}
-    sites["loss"] = (Site("", "a loss of the upsampled scores", "model.loss(images, target)"),)
-    sites["predict_labels"] = (Site("", "argmax of the upsampled scores", "model.predict_labels(images)"),)
+    sites["loss"] = (Site("", "your loss of its outputs", "model.loss(images, target)"),)
+    sites["predict_labels"] = (Site("", "your argmax of its outputs", "model.predict_labels(images)"),)
     return {"_fcn_fast_scores": scores, "loss": loss, "predict_labels": predict_labels}
 
 
-def remarks(module):
-    """Pairs of what a patched or unpatched module does that stays as it was, and why."""
+def remarks(module, operations):
+    """Pairs of what a module does that stays as it was, although operations are in it, and why."""
     name, config = type(module).__name__, getattr(module, "config", None)
-    if name.endswith(_SEMANTIC) and getattr(config, "num_labels", None) == 1:
-        yield "the loss", "with one label it is no softmax cross entropy"
+    if name.endswith(_SEMANTIC) and type(module).__module__.startswith("transformers."):
+        if getattr(config, "num_labels", None) == 1:
+            yield "its loss", "with one label it is no softmax cross entropy"
+        elif "upsample_softmax_loss" not in operations:
+            version = getattr(sys.modules.get("transformers"), "__version__", "of this version")
+            yield "its loss", f"no upsampling into a cross entropy is found in its code (transformers {version})"
     if getattr(type(module), "_fcn_fast_scores", None) is _smp_scores and (why := _smp_obstacle(module)):
         yield "loss, predict_labels", why
 
@@ -92,8 +101,12 @@ def _lraspp_scores(self, images):
 def _smp_scores(self, images):
     if why := _smp_obstacle(self):
         raise ValueError(f"model: expected one whose scores are known, but {why}")
+    if not torch.compiler.is_compiling():
+        self.check_input_shape(images)
+    features = self.encoder(images)
+    star = self.decoder.forward.__code__.co_flags & inspect.CO_VARARGS  # up to its version 0.4
     convolution, upsampling, _ = self.segmentation_head
-    scores = convolution(self.decoder(self.encoder(images)))
+    scores = convolution(self.decoder(*features) if star else self.decoder(features))
     if isinstance(upsampling, nn.Upsample):
         options = (upsampling.size, upsampling.scale_factor, upsampling.mode, upsampling.align_corners)
         scores = resize(F.interpolate, scores, *options)
@@ -144,14 +157,13 @@ def loss(self, images, target, *, aux_weight=0.5, **options):
     Raises:
         ValueError: a target of another size than the scores; and as :func:`fcn_fast.ops.softmax_loss`.
     """
-    losses = {name: _loss(scores, target, options) for name, scores in self._fcn_fast_scores(images).items()}
+    losses = {
+        name: scores.loss(target, **options)
+        if isinstance(scores, Deferred)
+        else ops.softmax_loss(scores, target, **options)
+        for name, scores in self._fcn_fast_scores(images).items()
+    }
     return losses["out"] + aux_weight * losses["aux"] if "aux" in losses else losses["out"]
-
-
-def _loss(scores, target, options):
-    if isinstance(scores, Deferred) and scores.grid.size != scores.grid.in_size:
-        return ops.upsample_softmax_loss(scores.scores(), target, grid=scores.grid, **options)
-    return ops.softmax_loss(full(scores), target, **options)
 
 
 @torch.no_grad()
@@ -163,22 +175,19 @@ def predict_labels(self, images, dtype=torch.uint8):
     return scores.argmax(1).to(dtype)
 
 
-def label_maps(processor):
-    """The post_process_semantic_segmentation of an image processor's twin; None for one that does something else."""
-    method = getattr(type(processor), "post_process_semantic_segmentation", None)
-    if method is None or not {"logits", "interpolate", "argmax"} <= (names := _names(method)):
-        return None
-    if not names.isdisjoint({"softmax", "sigmoid", "einsum"}):
-        return None
-    return post_process_semantic_segmentation
+def makes_label_maps(cls):
+    """Whether the class is an image processor that takes the argmax of upsampled logits, and does no more."""
+    method = getattr(cls, "post_process_semantic_segmentation", None)
+    names = _names(method) if isinstance(method, types.FunctionType) else set()
+    return {"logits", "interpolate", "argmax"} <= names and names.isdisjoint({"softmax", "sigmoid", "einsum"})
 
 
 def post_process_semantic_segmentation(self, outputs, target_sizes=None, *args, **kwargs):
     """The label maps of a model's outputs, without their upsampled scores where only labels are asked for."""
     scores = kwargs.get("return_segmentation_scores", args[0] if args else False)
     if target_sizes is None or scores or len(outputs.logits) != len(target_sizes):
-        method = super(type(self), self).post_process_semantic_segmentation
-        return method(outputs, target_sizes, *args, **kwargs)
+        method = type(self)._fcn_fast_original.post_process_semantic_segmentation
+        return method(self, outputs, target_sizes, *args, **kwargs)
     sizes = target_sizes.tolist() if hasattr(target_sizes, "tolist") else target_sizes
     return [
         ops.upsample_argmax(logits.unsqueeze(0), size=tuple(map(int, size)), dtype=torch.int64)[0]

@@ -109,6 +109,13 @@ class _Rewriter(ast.NodeTransformer):
                 return self._helper("add", [self._kept(node.left), self._kept(node.right)])
         return self.generic_visit(node)
 
+    def visit_Compare(self, node):
+        to_none = all(isinstance(side, ast.Constant) and side.value is None for side in node.comparators)
+        return node if to_none and self.names.holds(node.left) else self.generic_visit(node)
+
+    def visit_Attribute(self, node):
+        return node if node.attr == "shape" and self.names.holds(node.value) else self.generic_visit(node)
+
     def visit_Assign(self, node):
         name = assigned(node)
         if name in self.names.deferred and is_resize(node.value, self.function):
