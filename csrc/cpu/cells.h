@@ -84,7 +84,7 @@ template <class A> class Cells {
   }
 
   // The largest corner of a cell; NaN where its corners are too far apart (or not finite) for the geometric progression,
-  // which would underflow at one end and come back wrong at the other.
+  // which would underflow at one end and come back wrong at the other, or all below the padding classes.
   A shift(const Corners<const A*>& x) const {
     Vec<A> largest = load(x.tl);
     Ints<A> gentle = largest == largest;
@@ -95,7 +95,8 @@ template <class A> class Cells {
       gentle &= most - least <= 20;
       gentle &= (p + q) + (r + s) <= A(3e38);  // not so for NaN, which a comparison can pass over
     }
-    return any<A>(~gentle) ? A(NAN) : max_of<A>(largest);
+    const A most = max_of<A>(largest);
+    return any<A>(~gentle) || most <= kNever ? A(NAN) : most;
   }
 
   // Some blocks, at most kAtOnce. Each step is done for all of them before the next, so that their chains of dependent
@@ -240,8 +241,8 @@ template <class A> class Cells {
         Vec<A> logit{};
         for (int k = 0; k < 4; ++k)
           if (weights[k] != 0) logit = mul_add(splat(weights[k]), load(corners[k] + c), logit);
-        store(terms + c, logit);
         for (int64_t k = classes_ - c; k < kLanes<A>; ++k) logit[k] = -A(INFINITY);
+        store(terms + c, logit);
         most = vmax(most, logit);
       }
       const A largest = max_of<A>(most);
