@@ -7,9 +7,9 @@ from fcn_fast.experiments.runs import SOLVER, tuned
 
 __all__ = ["EXPERIMENT"]
 
-_IMAGES = 6000
+_IMAGES = 4000
 # An image moves the weights by lr / (1 - momentum) / iter_size times its gradient in all: the same in every run.
-_PER_IMAGE = 0.02
+_PER_IMAGE = 0.004
 
 
 def _run(iter_size, momentum):

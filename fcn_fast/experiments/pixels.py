@@ -30,7 +30,7 @@ def _poisson(share, target):
     """
     counts = _counts(target)
     wanted = share * counts.sum() / (counts > 0).sum()
-    probability = (wanted / counts).clamp(max=1).nan_to_num(0)[target.clamp(max=len(counts) - 1).long()]
+    probability = torch.where(counts > 0, wanted / counts, 0).clamp(max=1)[target.clamp(max=len(counts) - 1).long()]
     return (torch.rand(target.shape, device=target.device) < probability) / probability.clamp(min=1e-12)
 
 

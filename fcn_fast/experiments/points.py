@@ -1,14 +1,16 @@
 """Point supervision: a few labelled pixels of each class in a picture, as a sample of the loss."""
 
+from dataclasses import replace
+
 from fcn_fast.experiments.report import Experiment
-from fcn_fast.experiments.runs import SCRATCH, Run
+from fcn_fast.experiments.runs import PRETRAINED
 
 __all__ = ["EXPERIMENT"]
 
 
 def _points(count):
-    # From scratch: the trunk of the other runs has seen the labels of all pixels.
-    return Run(f"scratch-points-{count or 'all'}", "voc-fcn8s", SCRATCH, points=count)
+    # From scratch, as the trunk that other runs start from has seen the labels of all pixels.
+    return replace(PRETRAINED, name=f"points-{count}", points=count)
 
 
 EXPERIMENT = Experiment(
@@ -19,6 +21,6 @@ EXPERIMENT = Experiment(
         "1 point a class and picture": _points(1),
         "10 points": _points(10),
         "100 points": _points(100),
-        "all pixels": _points(None),
+        "all pixels": PRETRAINED,
     },
 )

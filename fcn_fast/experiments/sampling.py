@@ -36,7 +36,6 @@ PIXELS = Experiment(
     claim="Neighbouring pixels tell much the same: a sample of them is enough, and classes need no balance.",
     runs={
         "all pixels": FIXED,
-        "uniform, 1/10": _pixels("uniform 1/10"),
         "uniform, 1/100": _pixels("uniform 1/100"),
         "Poisson by class, 1/100": _pixels("poisson 1/100"),
         "all, classes balanced": _pixels("balanced"),
