@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import random
+import tempfile
 import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +15,9 @@ import pytest
 
 # Many small operations on a busy machine: a thread that waits by spinning takes the core from the one it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Inductor's cache does not know this variable, and its code for narrow vectors writes past the end of wide ones.
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"inductor_{capability}"))
 
 import torch  # noqa: E402
 
