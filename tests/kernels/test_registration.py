@@ -17,7 +17,9 @@ HAS = "lambda name: torch._C._dispatch_has_kernel_for_dispatch_key('fcn_fast::' 
 def python(program, *path):
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "FCN_FAST_ALLOW_REFERENCE")}
     environment["PYTHONPATH"] = os.pathsep.join(str(p) for p in (*path, ROOT))
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    # Not in the source tree, whose package would come before the installed one.
+    command, folder = [sys.executable, "-c", program], Path(__file__).parent
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done
 
