@@ -92,7 +92,7 @@ def measure(benchmark, device):
 
     def measure(case, variant):
         try:
-            run.check_memory(case, device)
+            run.check_memory(case, device, [variant])
         except run.Skipped as reason:
             pytest.skip(str(reason))
         calls, errors = run.calls_of(case, device, [variant])

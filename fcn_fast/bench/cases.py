@@ -140,11 +140,11 @@ class Case:
             return torch.int64
         return torch.uint8 if self.size.classes <= 256 else torch.int16
 
-    @property
-    def needs(self):
-        """Bytes that eager PyTorch takes at most while the case is checked against float64, a rough figure."""
+    def needs(self, variants, check):
+        """Bytes that these variants take at most, checked against float64 or not; a rough figure."""
         maps = {"upsample_argmax": 2, "bilinear_upsample": 3, "skip_fuse": 6}.get(self.operation, 6)
-        return 8 * maps * math.prod(self.high)
+        largest = max(4 * (set(variants) != {"fcn_fast"}), 8 * check)
+        return 2 * work.transferred(self) + largest * maps * math.prod(self.high)
 
     def limit(self, rates):
         """What this machine takes at least; see :func:`fcn_fast.bench.work.limit`."""

@@ -1,7 +1,7 @@
 """``fcn-fast bench compare``: what moved between two records."""
 
 from fcn_fast.bench import records
-from fcn_fast.bench.tables import Table
+from fcn_fast.bench.tables import Table, figure
 
 __all__ = ["run"]
 
@@ -79,7 +79,7 @@ def _percent(one, other):
 
 
 def _time(entry):
-    return f"{entry['milliseconds']['median']:,.3g}"
+    return figure(entry["milliseconds"]["median"])
 
 
 def _environments(before, after):

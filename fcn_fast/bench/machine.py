@@ -117,7 +117,7 @@ def _seconds(call, device):
     """Seconds of the fastest call: a limit is what a machine can do when nothing is in the way."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     samples, end = [], None
-    while end is None or time.perf_counter() < end or len(samples) < 5:
+    while end is None or time.perf_counter() < end or len(samples) < 3:
         wait()
         start = time.perf_counter()
         call()

@@ -82,8 +82,7 @@ class NetCase:
     def torch_dtype(self):
         return getattr(torch, self.dtype)
 
-    @property
-    def needs(self):
+    def needs(self, variants, check):
         """Bytes that it takes at most, a rough figure: weights twice, and the largest maps."""
         margin = 200 if self.padding == "caffe" else 0
         return 2 * 4 * 134_500_000 + 8 * 4 * 64 * (self.height + margin) * (self.width + margin)

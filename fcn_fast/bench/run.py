@@ -41,8 +41,8 @@ def measure(case, device, seconds=0.7, variants=None, check=True):
         Skipped: too little memory.
         WrongResult: a variant's results are wrong.
     """
-    check_memory(case, device)
     variants = case.variants if variants is None else [v for v in case.variants if v in variants]
+    check_memory(case, device, variants, check)
     try:
         calls, errors = calls_of(case, device, variants, check)
         samples = interleave(calls, device, seconds)
@@ -70,11 +70,11 @@ def _entry(case, device, variant, call, samples, errors):
     }
 
 
-def check_memory(case, device):
-    """Raise :class:`Skipped` where the case would not fit."""
-    available = machine.available_bytes(device)
-    if case.needs > 0.9 * available:
-        raise Skipped(f"{case.group}: needs about {case.needs / 1e9:,.1f} GB, {available / 1e9:,.1f} GB are free")
+def check_memory(case, device, variants, check=True):
+    """Raise :class:`Skipped` where these variants of a case would not fit."""
+    needed, available = case.needs(variants, check), machine.available_bytes(device)
+    if needed > 0.9 * available:
+        raise Skipped(f"{case.group}: needs about {needed / 1e9:,.1f} GB, {available / 1e9:,.1f} GB are free")
 
 
 def calls_of(case, device, variants, check=True):

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from fcn_fast.bench.tables import Table, figure
+from fcn_fast.bench.tables import SMALL, Table, figure
 
 __all__ = ["POSITIONS", "cost", "curves", "fit", "memory"]
 
@@ -45,8 +45,8 @@ def memory(record):
     """Peak memory as so many times the full-resolution logits, the low-resolution ones and the pixels."""
     rows = []
     for (operation, variant), entries in _points(record).items():
-        entries = [entry for entry in entries if entry.get("peak_bytes")]
-        if len(entries) < 4:
+        entries = [entry for entry in entries if (entry.get("peak_bytes") or 0) >= 4 * SMALL]
+        if len(entries) < 3:
             continue
         terms = []
         for entry in entries:
