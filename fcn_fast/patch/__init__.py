@@ -37,13 +37,11 @@ def patch(model):
     swaps = []
     for name, module in model.named_modules():
         twin = twin_of(type(module))
-        replaced = [row for method, sites in twin.sites.items() for row in _rows(name, module, method, sites)]
+        replaced, left = _rows(_named(name), module, twin)
         if replaced:
             swaps.append((module, twin.kind))
-            report.replaced += replaced
-        report.left += [Row(_named(name), _place(module, method), "", why) for method, why in twin.left.items()]
-        remarks = libraries.remarks(module, {row.note for row in replaced})
-        report.left += [Row(_named(name), type(module).__name__, *remark) for remark in remarks]
+        report.replaced += replaced
+        report.left += left
     if report and not deferred.DEVICES:
         report.left.append(Row("model", "", "all of it", "fcn_fast has no kernels here, and the model's own code runs"))
     _swap(swaps)
@@ -80,7 +78,7 @@ def _patch_processor(processor):
     twin = twin_of(type(processor))
     _swap([(processor, twin.kind)])
     report = Report(type(processor).__name__)
-    report.replaced += _rows("", processor, *next(iter(twin.sites.items())))
+    report.replaced, report.left = _rows("processor", processor, twin)
     return report
 
 
@@ -91,19 +89,25 @@ def _expected(model):
     )
 
 
-def _rows(name, module, method, sites):
-    """The rows of what is replaced in one instance."""
-    for site in sites:
-        if site.mode and getattr(module, site.mode, "bilinear") != "bilinear":
-            continue
-        operation = site.operation
-        if site.callee:
-            callee = getattr(module, site.callee, None)
-            if callee is None:
-                operation += f", if {site.callee} is a cross entropy that is known"
-            elif deferred.fuses(callee) is None:
-                continue
-        yield Row(_named(name), _place(module, method, site.line), site.code, operation)
+def _rows(name, module, twin):
+    """What its twin replaces in one instance, and what is left."""
+    replaced = []
+    left = [Row(name, _place(module, method), "", why) for method, why in twin.left.items()]
+    for method, sites in twin.sites.items():
+        for site in sites:
+            place = _place(module, method, site.line)
+            if why := site.obstacle and site.obstacle(module):
+                left.append(Row(name, place, site.code, why))
+            elif _applies(site, module):
+                replaced.append(Row(name, place, site.code, site.operation))
+    remarks = libraries.remarks(module, {row.note for row in replaced})
+    return replaced, left + [Row(name, type(module).__name__, *remark) for remark in remarks]
+
+
+def _applies(site, module):
+    """Whether what the code reads from the instance is what the operation is for."""
+    bilinear = not site.mode or getattr(module, site.mode, "bilinear") == "bilinear"
+    return bilinear and (not site.callee or deferred.fuses(getattr(module, site.callee, None)) is not None)
 
 
 def _place(module, method, line=""):

@@ -98,6 +98,8 @@ def argmax(value, dim=None, keepdim=False):
 def call(function, value, *args, **kwargs):
     """``function(value, ...)``, without the map where function is a loss or a measure that is known."""
     if isinstance(value, Deferred):
+        if function is isinstance:
+            return isinstance(value.input, *args)
         stand_in = _stand_in(function)
         result = NotImplemented if stand_in is None else stand_in(function, value, *args, **kwargs)
         if result is not NotImplemented:

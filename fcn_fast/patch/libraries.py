@@ -32,8 +32,12 @@ def members(cls, sites, left):
     scores = _scores_of(cls, left)
     if scores is None:
         return {}
-    sites["loss"] = (Site("", "your loss of its outputs", "model.loss(images, target)"),)
-    sites["predict_labels"] = (Site("", "your argmax of its outputs", "model.predict_labels(images)"),)
+    obstacle = _smp_obstacle if scores is _smp_scores else None
+    for name, code, call in (
+        ("loss", "your loss of its outputs", "model.loss(images, target)"),
+        ("predict_labels", "your argmax of its outputs", "model.predict_labels(images)"),
+    ):
+        sites[name] = (Site("", code, call, obstacle=obstacle),)
     return {"_fcn_fast_scores": scores, "loss": loss, "predict_labels": predict_labels}
 
 
@@ -46,8 +50,6 @@ def remarks(module, operations):
         elif "upsample_softmax_loss" not in operations:
             version = getattr(sys.modules.get("transformers"), "__version__", "of this version")
             yield "its loss", f"no upsampling into a cross entropy is found in its code (transformers {version})"
-    if getattr(type(module), "_fcn_fast_scores", None) is _smp_scores and (why := _smp_obstacle(module)):
-        yield "loss, predict_labels", why
 
 
 def _loss_function(cls, sites):
@@ -99,8 +101,6 @@ def _lraspp_scores(self, images):
 
 
 def _smp_scores(self, images):
-    if why := _smp_obstacle(self):
-        raise ValueError(f"model: expected one whose scores are known, but {why}")
     if not torch.compiler.is_compiling():
         self.check_input_shape(images)
     features = self.encoder(images)

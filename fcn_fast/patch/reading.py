@@ -6,6 +6,8 @@ import types
 
 from torch import nn
 
+from fcn_fast.patch.source import codes
+
 __all__ = ["Names", "assigned", "criteria", "hands_over", "is_criterion", "is_resize", "mode_of", "resizes", "resolve"]
 
 # Functions with F.interpolate's first five parameters, by module and name.
@@ -18,15 +20,16 @@ _RESIZES = {
 
 def resizes(function):
     """Whether a function names an upsampling: what is worth reading."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return code is not None and not {"interpolate", "resize"}.isdisjoint(code.co_names)
+    function = inspect.unwrap(function)
+    named = {name for code in codes(function.__code__) for name in code.co_names}
+    return not named.isdisjoint({"interpolate", "resize"})
 
 
 def resolve(node, function):
     """What a global name, or an attribute of a module, is; None for all else."""
     if isinstance(node, ast.Name):
-        code = function.__code__
-        local = node.id in (*code.co_varnames, *code.co_cellvars, *code.co_freevars)
+        inside = codes(function.__code__)
+        local = any(node.id in (*code.co_varnames, *code.co_cellvars, *code.co_freevars) for code in inside)
         return None if local else function.__globals__.get(node.id)
     if isinstance(node, ast.Attribute):
         base = resolve(node.value, function)

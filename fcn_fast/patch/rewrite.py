@@ -10,6 +10,7 @@ import ast
 import functools
 import inspect
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ class Site:
         operation: what stands in its place.
         mode: the attribute of self that says the mode of the upsampling, where the code does not.
         callee: the attribute of self that the upsampling is handed to, where the code does not say what that is.
+        obstacle: tells of an instance why not there after all; empty where nothing is in the way.
     """
 
     line: str
@@ -40,6 +42,7 @@ class Site:
     operation: str
     mode: str = ""
     callee: str = ""
+    obstacle: Callable[[object], str] | None = None
 
 
 @functools.cache
@@ -152,11 +155,13 @@ class _Rewriter(ast.NodeTransformer):
             callee = deferred.CrossEntropy
         elif isinstance(callee, types.FunctionType) and not deferred.fuses(callee):
             function, callee = self._callee(callee, function)
-        unknown = _self_attribute(node.func) or (node.func.id if local else "")
+        attribute = _self_attribute(node.func)
         if callee is not None and deferred.fuses(callee):
             self._site(node, deferred.fuses(callee), node.args[0])
-        elif callee is None and unknown:
-            self._site(node, "upsample_softmax_loss", node.args[0], unknown)
+        elif attribute:
+            self._site(node, "upsample_softmax_loss", node.args[0], attribute)
+        elif local:
+            self._site(node, f"upsample_softmax_loss, where {node.func.id} is a cross entropy", node.args[0])
         keywords = [self.visit(keyword) for keyword in node.keywords]
         return self._helper("call", [function, self._kept(node.args[0]), *map(self.visit, node.args[1:])], keywords)
 

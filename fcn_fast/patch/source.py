@@ -9,7 +9,7 @@ import inspect
 import types
 import warnings
 
-__all__ = ["CannotRewriteError", "compile_as", "function_as", "parse", "rewrap"]
+__all__ = ["CannotRewriteError", "codes", "compile_as", "function_as", "parse", "rewrap"]
 
 
 class CannotRewriteError(ValueError):
@@ -26,7 +26,7 @@ def parse(function):
     except (OSError, TypeError, SyntaxError) as error:
         raise CannotRewriteError(f"no source ({error})") from error
     code = function.__code__
-    if not any(_same(code, other) for other in _codes(compiled) if _place(other) == _place(code)):
+    if not any(_same(code, other) for other in codes(compiled) if _place(other) == _place(code)):
         raise CannotRewriteError("its source file is not what runs")
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name == code.co_name and _first_line(node) == code.co_firstlineno:
@@ -44,12 +44,12 @@ def _module(source, filename):
         return ast.parse(source), compile(source, filename, "exec", dont_inherit=True)
 
 
-def _codes(code):
-    """A code object and all those in it."""
+def codes(code):
+    """A code object and all those inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _codes(constant)
+            yield from codes(constant)
 
 
 def _place(code):
@@ -63,11 +63,14 @@ def _first_line(node):
 def compile_as(tree, function, freevars):
     """The code of a function's definition, with these names for its closure."""
     outer = ast.parse(f"def outer({', '.join(freevars)}): pass").body[0]
-    outer.body = [tree]
+    inner = copy.copy(tree)
+    inner.name = "inner"  # or a function that calls itself would find itself, and not what its module has by the name
+    outer.body = [inner]
     module = ast.fix_missing_locations(ast.Module(body=[outer], type_ignores=[]))
     futures = function.__code__.co_flags & __future__.annotations.compiler_flag
-    code = compile(module, function.__code__.co_filename, "exec", flags=futures, dont_inherit=True)
-    return next(inner for inner in _codes(code) if inner.co_name == tree.name)
+    compiled = compile(module, function.__code__.co_filename, "exec", flags=futures, dont_inherit=True)
+    code = next(code for code in codes(compiled) if code.co_name == "inner")
+    return code.replace(co_name=function.__code__.co_name)
 
 
 def _same(a, b):

@@ -62,8 +62,7 @@ def test_labels_by_position(family):
     fcn_fast.patch(patched)
     images, labels = batch()
     position = (images, labels) if family is not upernet else (images, None, None, labels)
-    if family.__name__.startswith("mobile") or family is not upernet:
-        torch.testing.assert_close(patched(*position).loss, model(*position).loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(patched(*position).loss, model(*position).loss, rtol=1e-5, atol=0)
 
 
 @every_family
@@ -99,7 +98,9 @@ def test_class_state_copies_and_files_are_the_models_own(family, tmp_path):
     fcn_fast.patch(patched)
     assert isinstance(patched, kind) and type(patched).__name__ == kind.__name__ and type(model) is kind
     assert list(patched.state_dict()) == keys and repr(patched) == repr(model)
-    twins = [copy.deepcopy(patched), pickle.loads(pickle.dumps(patched)), _saved_and_loaded(patched)]
+    twins = [copy.deepcopy(patched)]
+    if family is not upernet:  # whose backbone has hooks that cannot be pickled, patched or not
+        twins += [pickle.loads(pickle.dumps(patched)), _saved_and_loaded(patched)]
     images, labels = batch()
     expected = patched(images, labels=labels).loss
     for twin in twins:
