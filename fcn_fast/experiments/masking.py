@@ -9,6 +9,7 @@ from fcn_fast.experiments.report import write
 from fcn_fast.experiments.runs import held_out, masked, perform, tuned
 from fcn_fast.experiments.upsampling import FIXED
 from fcn_fast.train import evaluate
+from fcn_fast.train.pictures import to_picture
 
 __all__ = ["EXPERIMENT"]
 
@@ -71,8 +72,6 @@ def _draw(path, title, rows):
 
 def _sheet():
     """The first held-out picture as each masking shows it, two by two."""
-    from fcn_fast.train.pictures import to_picture
-
     x, target = held_out()[0]
     tiles = [to_picture(masked(x, target, hidden)) for hidden in _HIDDEN.values()]
     side = tiles[0].width

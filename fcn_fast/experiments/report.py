@@ -5,9 +5,12 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 
+import fcn_fast
 from fcn_fast.experiments.runs import perform
+from fcn_fast.train.pictures import smoothed
 
 __all__ = ["Experiment", "draw", "write"]
 
@@ -68,14 +71,19 @@ def write(folder, title, claim, rows):
     """Write rows of a table, dicts with the same keys, as table.md, table.csv and table.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.json").write_text(json.dumps({"title": title, "claim": claim, "rows": rows}, indent=1) + "\n")
+    command = f"fcn-fast experiment {folder.name}"
+    versions = {"fcn_fast": fcn_fast.__version__, "torch": torch.__version__}
+    facts = {"title": title, "claim": claim, "command": command, "versions": versions, "rows": rows}
+    (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n")
     with open(folder / "table.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     lines = ["| " + " | ".join(rows[0]) + " |", "|---" * len(rows[0]) + "|"]
     lines += ["| " + " | ".join(_cell(value) for value in row.values()) + " |" for row in rows]
-    (folder / "table.md").write_text("\n".join([f"# {title}", "", f"The papers: {claim}", "", *lines]) + "\n")
+    (folder / "table.md").write_text(
+        "\n".join([f"# {title}", "", f"The papers: {claim} `{command}` made this:", "", *lines]) + "\n"
+    )
 
 
 def draw(path, title, mean_iu, loss, across):
@@ -85,7 +93,7 @@ def draw(path, title, mean_iu, loss, across):
     for label, points in mean_iu.items():
         left.plot(*zip(*points, strict=True), marker="o", markersize=4, label=label)
     for points in loss.values():
-        right.plot(*zip(*_smoothed(points), strict=True), linewidth=1)
+        right.plot(*zip(*smoothed(points, 60), strict=True), linewidth=1)
     for axes, name in ((left, "held-out mean IU"), (right, "training loss, smoothed")):
         axes.set_xlabel("steps" if across == "step" else "images")
         axes.set_title(name, loc="left", size=10)
@@ -96,13 +104,6 @@ def draw(path, title, mean_iu, loss, across):
     left.legend(frameon=False, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     figure.savefig(path)
-
-
-def _smoothed(points, count=60):
-    """The means of so many equal parts."""
-    size = max(1, len(points) // count)
-    parts = [points[start : start + size] for start in range(0, len(points) - size + 1, size)]
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
 
 
 def _cell(value):

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -63,16 +64,10 @@ def load(path, model, optimizer):
         if kind == "optimizer":
             state, _, name = rest.partition(".")
             parameter = parameters[name]
-            # AdamW counts its steps on the CPU.
+            # What is as large as the parameter lies as it does; the count of AdamW's steps stays on the CPU.
             like = parameter if tensor.shape == parameter.shape else tensor
-            optimizer.state[parameter][state] = tensor.to(like.device).clone(memory_format=_format(like))
+            optimizer.state[parameter][state] = torch.empty_like(like).copy_(tensor)
     return facts
-
-
-def _format(tensor):
-    import torch
-
-    return torch.channels_last if tensor.dim() == 4 and not tensor.is_contiguous() else torch.contiguous_format
 
 
 def _sync(path):

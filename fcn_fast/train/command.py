@@ -22,6 +22,7 @@ from fcn_fast.train.solvers import initialise
 
 __all__ = ["run"]
 
+_KEPT = ("model", "data", "split", "seed", "width", "padding", "learned_upsampling")
 _COLUMNS = {"step": int, "images": int, "lr": float, "loss": float, "mean_iu": float}
 
 
@@ -47,18 +48,20 @@ def run(config):
         init = config.init
         for name in nets[: nets.index(config.model) + 1]:
             out = Path(config.out) / name
-            _train(replace(config, model=name), out, init, device, finished="keep")
-            init = (out / "weights.safetensors",)
+            weights = out / "weights.safetensors"
+            if not (config.resume and weights.exists()):
+                _train(replace(config, model=name), out, init, device)
+            init = (weights,)
     return 0
 
 
 @contextlib.contextmanager
 def _processes(device):
     """The device of this process, in the process group of torchrun if there is one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield pick_device(device or None)
-        return
     device = pick_device(device or None)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -69,17 +72,13 @@ def _processes(device):
         dist.destroy_process_group()
 
 
-def _train(config, out, init, device, finished="error"):
+def _train(config, out, init, device):
     """Train one net in a folder."""
-    solver, first = config.solver_of(config.model), _rank() == 0
-    target, path, log_path = out / "weights.safetensors", out / "checkpoint.safetensors", out / "log.csv"
-    if config.resume and target.exists() and finished == "keep":
-        return
-    if first:
+    if _rank() == 0:
         writable_folder(out)
-    if path.exists() and not config.resume:
+    if (out / "checkpoint.safetensors").exists() and not config.resume:
         raise InputError(f"out: expected a folder without a checkpoint, or --resume to go on from it, got {out}")
-    transform = TRANSFORMS[models.VARIANTS[config.model].transform]
+    solver, transform = config.solver_of(config.model), TRANSFORMS[models.VARIANTS[config.model].transform]
     data = open_data(config.data, config.split, transform)
     held_out = open_data(config.data, config.val_split or None, transform)
     model = _model(config, data, solver, init).to(device, memory_format=torch.channels_last)
@@ -87,65 +86,103 @@ def _train(config, out, init, device, finished="error"):
         trainer = Trainer(model, data, solver, seed=config.seed, workers=config.workers)
     except ValueError as error:
         raise InputError(str(error)) from error
-
-    facts = {"model": config.model, "data": config.data, "split": config.split, "seed": config.seed}
-    facts |= {"solver": asdict(solver)}
-    if config.resume and path.exists():
-        trainer.step = _resume(path, trainer, facts)
-    rows = _read_log(log_path, trainer.step) if first else []
-    if first:
-        _write_log(log_path, rows)
-        if trainer.step:
-            print(f"{out}: goes on at step {trainer.step:,} of {solver.steps:,}")
-    done = _loop(
-        config,
-        trainer,
-        held_out,
-        rows,
-        log_path,
-        lambda: checkpoint.save(path, model, trainer.optimizer, facts | {"step": trainer.step}),
-    )
-    if first:
-        models.save_safetensors(model, target)
-        print(f"{target}: {config.model}, mean IU {done:.4f} on {config.val_split or 'held-out'} images")
+    run = _Run(config, trainer, held_out, out)
+    if config.resume:
+        run.restore()
+    mean_iu = run.to_the_end()
+    if _rank() == 0:
+        models.save_safetensors(model, out / "weights.safetensors")
+        print(f"{out / 'weights.safetensors'}: {config.model}, mean IU {mean_iu:.4f} on held-out images")
     if dist.is_initialized():
         dist.barrier()
 
 
-def _loop(config, trainer, held_out, rows, log_path, save):
-    """Advance to the last step; returns the last mean IU."""
-    steps, first = trainer.solver.steps, _rank() == 0
-    mean_iu = next((row["mean_iu"] for row in reversed(rows) if row["mean_iu"] is not None), None)
-    images = trainer.solver.batch * trainer.solver.iter_size
-    with (
-        tqdm(total=steps, initial=trainer.step, unit="step", disable=None if first else True) as progress,
-        open(log_path, "a", newline="") if first else contextlib.nullcontext() as file,
-    ):
-        log = csv.writer(file) if first else None
-        while trainer.step < steps:
-            loss, lr = trainer.advance()
-            step = trainer.step
-            if not math.isfinite(loss):
+class _Run:
+    """A trainer with its folder: the log of every step, checkpoints, measurements and pictures.
+
+    Of several processes the first writes.
+    """
+
+    def __init__(self, config, trainer, held_out, out):
+        self.config, self.trainer, self.held_out, self.out = config, trainer, held_out, out
+        self.log, self.checkpoint = out / "log.csv", out / "checkpoint.safetensors"
+        self.rows = []
+        # What a run that goes on must have in common with the one that was stopped.
+        self.facts = {name: getattr(config, name) for name in _KEPT} | asdict(trainer.solver)
+
+    def restore(self):
+        """Go on from the checkpoint, if there is one."""
+        if not self.checkpoint.exists():
+            return
+        found = checkpoint.load(self.checkpoint, self.trainer.model, self.trainer.optimizer)
+        for name, value in self.facts.items():
+            if found.get(name) != value:
                 raise InputError(
-                    f"lr: expected one at which the loss stays finite, got a loss of {loss} at step {step}"
+                    f"resume: expected {name} {found.get(name)}, as {self.checkpoint} was trained, got {value}"
                 )
-            measured = None
-            if step == steps or config.eval_every and step % config.eval_every == 0:
-                measured = mean_iu = _measure(trainer.model, held_out, config.eval_images)
-            if first:
-                rows.append(dict(zip(_COLUMNS, (step, step * images, lr, loss, measured), strict=True)))
-                log.writerow(rows[-1].values())
-                progress.set_postfix_str(
-                    f"loss {loss:.4g}" + (f", mean IU {mean_iu:.3f}" if mean_iu is not None else "")
-                )
+        self.trainer.step = found["step"]
+        if _rank() == 0:
+            self.rows = _read_log(self.log, self.trainer.step)
+            print(f"{self.out}: goes on at step {self.trainer.step:,} of {self.trainer.solver.steps:,}")
+
+    def to_the_end(self):
+        """Advance to the last step; returns the last mean IU."""
+        first, steps = _rank() == 0, self.trainer.solver.steps
+        mean_iu = next((row["mean_iu"] for row in reversed(self.rows) if row["mean_iu"] is not None), None)
+        if first:
+            _write_log(self.log, self.rows)
+        with (
+            open(self.log if first else os.devnull, "a", newline="") as file,
+            tqdm(total=steps, initial=self.trainer.step, unit="step", disable=None if first else True) as progress,
+        ):
+            while self.trainer.step < steps:
+                loss, lr = self.trainer.advance()
+                step = self.trainer.step
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"lr: expected one at which the loss stays finite, got a loss of {loss} at step {step}"
+                    )
+                measured = self._measure() if self._is_due(self.config.eval_every) else None
+                mean_iu = mean_iu if measured is None else measured
+                shown = f"loss {loss:.4g}" + ("" if mean_iu is None else f", mean IU {mean_iu:.3f}")
+                progress.set_postfix_str(shown, refresh=False)
                 progress.update()
-                if measured is not None:
-                    _draw(log_path.parent, rows, trainer.model, held_out)
-                if step == steps or step % config.checkpoint_every == 0:
-                    file.flush()
-                    os.fsync(file.fileno())
-                    save()
-    return mean_iu
+                if first:
+                    self._note(file, lr, loss, measured)
+        return mean_iu
+
+    def _is_due(self, every):
+        step = self.trainer.step
+        return step == self.trainer.solver.steps or every > 0 and step % every == 0
+
+    def _measure(self):
+        """Mean IU; of several heads the mean of theirs."""
+        matrices = evaluate(self.trainer.model, self.held_out, self.config.eval_images or None)
+        matrices = list(matrices.values()) if isinstance(matrices, dict) else [matrices]
+        return sum(matrix.mean_iu for matrix in matrices) / len(matrices)
+
+    def _note(self, file, lr, loss, measured):
+        """Write down a step: its row in the log, and what is due of pictures and of a checkpoint."""
+        step, solver = self.trainer.step, self.trainer.solver
+        row = dict(zip(_COLUMNS, (step, step * solver.batch * solver.iter_size, lr, loss, measured), strict=True))
+        self.rows.append(row)
+        csv.writer(file).writerow(row.values())
+        if measured is not None:
+            from fcn_fast.train.pictures import save_curves, save_samples  # matplotlib, only where it is used
+
+            save_curves(self.out / "curves.png", self.rows)
+            save_samples(self.out / "samples.png", self.trainer.model, self.held_out)
+        if self._is_due(self.config.checkpoint_every):
+            file.flush()
+            os.fsync(file.fileno())
+            try:
+                checkpoint.save(
+                    self.checkpoint, self.trainer.model, self.trainer.optimizer, self.facts | {"step": step}
+                )
+            except OSError as error:
+                raise InputError(
+                    f"out: expected space for a checkpoint, got {self.out} ({error}); the last one is kept"
+                ) from error
 
 
 def _model(config, data, solver, init):
@@ -193,32 +230,6 @@ def _load(model, path, stream, pixels):
         models.load_vgg16(model, path, pixels=pixels)
     else:
         raise InputError(f"init: expected a .safetensors, .caffemodel, .pth or .pt, or scratch, got {path}")
-
-
-def _resume(path, trainer, facts):
-    """Load a checkpoint; returns its step."""
-    found = checkpoint.load(path, trainer.model, trainer.optimizer)
-    step = found.pop("step")
-    if found != facts:
-        # The solver's own values count one by one.
-        wanted, got = ({**each, **each["solver"]} for each in (facts, found))
-        name = next(name for name in wanted if name != "solver" and wanted[name] != got.get(name))
-        raise InputError(f"resume: expected {name} {got.get(name)}, as {path} was trained, got {wanted[name]}")
-    return step
-
-
-def _measure(model, data, count):
-    """Mean IU; of several heads the mean of theirs."""
-    matrices = evaluate(model, data, count or None)
-    matrices = list(matrices.values()) if isinstance(matrices, dict) else [matrices]
-    return sum(matrix.mean_iu for matrix in matrices) / len(matrices)
-
-
-def _draw(folder, rows, model, data):
-    from fcn_fast.train.pictures import save_curves, save_samples
-
-    save_curves(folder / "curves.png", rows)
-    save_samples(folder / "samples.png", model, data)
 
 
 def _read_log(path, steps):

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fcn_fast import cli, models
 from fcn_fast.train import config
@@ -189,17 +189,38 @@ def test_values_that_are_none(tmp_path, capsys, flags, message):
     assert line.startswith(f"fcn-fast: {message}") and line.count("\n") == 1
 
 
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    flags, calls = ["--steps", 4, "--checkpoint-every", 2], []
+
+    def fills_up(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("fcn_fast.train.checkpoint.save_file", fills_up)
+    assert train(tmp_path, *flags) == 2
+    assert "fcn-fast: out: expected space for a checkpoint, got " in capsys.readouterr().err
+    assert train(tmp_path, *flags, "--resume") == 0
+    assert "goes on at step 2 of 4" in capsys.readouterr().out
+
+
 def test_what_cannot_go_on(tmp_path, capsys):
     train(tmp_path, "--steps", 2)
     for flags, message in (
         (["--steps", 2], "out: expected a folder without a checkpoint, or --resume to go on from it, got "),
         (["--steps", 2, "--resume", "--lr", 1], "resume: expected lr 0.004, as "),
         (["--steps", 2, "--resume", "--seed", 1], "resume: expected seed 0, as "),
+        (["--steps", 2, "--resume", "--padding", "caffe"], "resume: expected padding lean, as "),
         (["--steps", 2, "--resume", "--width", 0.03], "resume: expected a checkpoint of voc-fcn8s of the same shape"),
     ):
         capsys.readouterr()
         assert train(tmp_path, *flags) == 2
         assert capsys.readouterr().err.startswith(f"fcn-fast: {message}")
+    (tmp_path / "log.csv").write_text("step\n1\n")
+    assert train(tmp_path, "--steps", 2, "--resume") == 2
+    assert "resume: expected the log of the checkpoint, got " in capsys.readouterr().err
     (tmp_path / "checkpoint.safetensors").write_bytes(b"not one")
     assert train(tmp_path, "--steps", 2, "--resume") == 2
     assert "resume: expected a checkpoint that fcn-fast train wrote, got " in capsys.readouterr().err
