@@ -226,18 +226,22 @@ template <class T> class Band {
     else for (int64_t k = 0; k < count; ++k) to[k] = from[k];
   }
 
-  // The losses of the blocks, which take the place of their sums.
+  // The losses of the blocks, which take the place of their sums. Few are added up before they go into the double.
   void add_losses(Partial& partial) {
     const LossRule<A>& rule = task_.rule;
-    Vec<A> total{};
-    for (int64_t i = 0; i < task_.horizontal.count * kBlock; i += kLanes<A>) {
-      const Vec<A> own = load<A>(own_ + i), log_sum = log(load<A>(sum_ + i));
-      Vec<A> loss = own == 0 ? Vec<A>{} : own * (log_sum - load<A>(logit_ + i));
-      if (rule.smooth != 0) loss += load<A>(even_ + i) * (log_sum * rule.class_sum - load<A>(smoothed_ + i));
-      store(sum_ + i, loss);
-      total += loss;
+    constexpr int64_t part = 16 * kLanes<A>;
+    const int64_t count = task_.horizontal.count * kBlock;
+    for (int64_t first = 0; first < count; first += part) {
+      Vec<A> total{};
+      for (int64_t i = first; i < smaller(first + part, count); i += kLanes<A>) {
+        const Vec<A> own = load<A>(own_ + i), log_sum = log(load<A>(sum_ + i));
+        Vec<A> loss = own == 0 ? Vec<A>{} : own * (log_sum - load<A>(logit_ + i));
+        if (rule.smooth != 0) loss += load<A>(even_ + i) * (log_sum * rule.class_sum - load<A>(smoothed_ + i));
+        store(sum_ + i, loss);
+        total += loss;
+      }
+      partial.loss += sum_of<A>(total);
     }
-    partial.loss += sum_of<A>(total);
   }
 
   const Task& task_;

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from fcn_fast.command import InputError
 
-__all__ = ["MEAN_BGR", "PHOTO", "fit", "read_image", "read_values", "to_input"]
+__all__ = ["MEAN_BGR", "PHOTO", "fit", "is_image", "read_image", "read_values", "to_input"]
 
 MEAN_BGR = (104.00699, 116.66877, 122.67892)
 """The mean blue, green and red that the published nets for VOC subtract, of values from 0 to 255."""
@@ -17,19 +17,34 @@ MEAN_BGR = (104.00699, 116.66877, 122.67892)
 PHOTO = Path(__file__).with_name("astronaut.jpg")
 """A photograph in the public domain that ships with the package."""
 
+# Those that Pillow decodes by itself: for EPS and the like it would start other programs on a stranger's file.
+_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+
+def is_image(path):
+    """Whether a file's name ends as that of an image that :func:`read_image` reads."""
+    return Image.registered_extensions().get(Path(path).suffix.lower()) in _FORMATS
+
 
 def read_image(path, upright=True):
-    """The image in a file, in RGB.
+    """The image in a file, in RGB with 8 bits a channel; the first of an animation, without its transparency.
 
     Args:
         path: of the file.
         upright: whether to turn it as its EXIF data say; label maps are of the pixels as they are stored.
 
     Raises:
-        InputError: there is no such file, or it is no image that Pillow reads.
+        InputError: there is no such file, it is no image that Pillow reads, or one of floating-point values.
     """
     with _opened(path) as image:
-        return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+        if upright:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # grey in 16 bits, which Pillow's conversion would cut off at 255
+            image = Image.fromarray((np.asarray(image).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+        if image.mode == "F":
+            raise InputError(f"image: expected 8 or 16 bits a channel, got floating-point values: {path}")
+        # By way of RGBA, or Pillow warns of what it leaves out.
+        return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 
 def read_values(path):
@@ -47,9 +62,12 @@ def read_values(path):
 
 @contextmanager
 def _opened(path):
+    Image.init()
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=[name for name in _FORMATS if name in Image.OPEN]) as image:
             yield image
+    except InputError:
+        raise
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise InputError(f"image: expected a file that can be read, got {path} ({error.strerror})") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

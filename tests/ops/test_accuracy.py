@@ -67,3 +67,15 @@ def test_softmax_loss(make, scale):
     logits, target = make(scale)
     logits = F.interpolate(logits, HIGH, mode="nearest")
     assert_no_worse(ops.softmax_loss, lambda x, t: F.cross_entropy(x, t, ignore_index=255), logits, target)
+
+
+@pytest.mark.parametrize("classes", [2, 19])
+@pytest.mark.parametrize("loss", [ops.softmax_loss, ops.upsample_softmax_loss])
+def test_sums_of_equal_losses(loss, classes):
+    """As where training starts: all roundings go the same way, and add up in a sum that is not kept precise enough."""
+    size = (40, 20000)
+    target = torch.randint(classes, (1, *size))
+    logits = torch.zeros(1, classes, *size) if loss is ops.softmax_loss else torch.zeros(1, classes, 5, 2500)
+    for reduction, total in (("mean", 1), ("sum", target.numel())):
+        exact = torch.tensor(float(classes)).double().log().item() * total
+        assert abs(loss(logits, target, reduction=reduction).item() / exact - 1) < 3e-7
