@@ -40,17 +40,17 @@ def calls(dtype, last, low, factor, losses):
     size = tuple(factor * n for n in low[2:])
     x = scores(low, dtype, last)
     grid = BilinearGrid.deconvolution(low[2:], factor, crop=factor // 2, size=size)
-    yield "bilinear_upsample", lambda x: ops.bilinear_upsample(x, size), [x]
-    yield "skip_fuse", lambda x, skip: ops.skip_fuse(x, skip, grid=grid), [x, scores((*low[:2], *size), dtype, last)]
-    yield "upsample_softmax_loss", lambda x, t: ops.upsample_softmax_loss(x, t), [x, labels((*low[:2], *size))]
-    yield "upsample_argmax", lambda x: ops.upsample_argmax(x, size), [x]
     for shape, layout in losses:
         if layout == last:
             yield (
                 f"softmax_loss {shape}",
-                lambda x, t: ops.softmax_loss(x, t),
+                lambda x, t: ops.softmax_loss(x, t, reduction="sum"),
                 [scores(shape, dtype, last), labels(shape)],
             )
+    yield "bilinear_upsample", lambda x: ops.bilinear_upsample(x, size), [x]
+    yield "skip_fuse", lambda x, skip: ops.skip_fuse(x, skip, grid=grid), [x, scores((*low[:2], *size), dtype, last)]
+    yield "upsample_softmax_loss", lambda x, t: ops.upsample_softmax_loss(x, t), [x, labels((*low[:2], *size))]
+    yield "upsample_argmax", lambda x: ops.upsample_argmax(x, size), [x]
 
 
 def run(function, inputs):

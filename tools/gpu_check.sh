@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # tools/gpu_check.sh OUT: build, test and measure fcn_fast on this machine, which has PyTorch and may have a GPU, but no
-# network. Every part has its own log and time limit under OUT, and the next one runs whatever became of it. Ends in a
-# table and takes less than 9 minutes; its exit status is the number of parts that failed.
+# network. Every part has its own log and time limit under OUT, the most telling first, and the next one runs whatever
+# became of it. Ends in a table and takes less than 9 minutes; its exit status is the number of parts that failed. What
+# this machine has no tool or GPU for is "not here" and no failure.
 set -uo pipefail
 
 if (($# != 1)); then
@@ -11,7 +12,7 @@ fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INDEX=1 PYTHONUNBUFFERED=1
+export PATH=$PATH:/usr/local/cuda/bin PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INDEX=1 PYTHONUNBUFFERED=1
 unset FCN_FAST_ALLOW_REFERENCE
 
 deadline=525 # seconds from the start; no part begins or lasts past it
@@ -32,20 +33,29 @@ part() {
     timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1 </dev/null
     case $? in
       0) status=ok ;;
+      3) status="not here" ;;
       124 | 137) status="timed out" ;;
       *) status=failed ;;
     esac
     tail -n 3 "$out/$name.log"
   fi
-  [[ $status == ok ]] || failures=$((failures + 1))
+  [[ $status == ok || $status == "not here" ]] || failures=$((failures + 1))
   rows+=("$(printf '%-12s %-14s %5d' "$name" "$status" $((SECONDS - begin)))")
+}
+
+# needs TOOL...: beside a GPU.
+needs() {
+  [[ $gpu == True ]] || { echo "no GPU"; exit 3; }
+  for tool in "$@"; do
+    command -v "$tool" >/dev/null || { echo "no $tool"; exit 3; }
+  done
 }
 
 machine() {
   uname -srm
   nproc
   nvidia-smi || echo "no nvidia-smi"
-  nvcc --version || /usr/local/cuda/bin/nvcc --version || echo "no nvcc"
+  nvcc --version || echo "no nvcc"
   "$python" -c 'import torch; print(torch.__version__, torch.version.cuda, torch.cuda.is_available())'
   "$python" -m pip list
 }
@@ -64,37 +74,77 @@ Path(sys.argv[1], "packages_of_this_machine.pth").write_text("".join(lines))
 PYTHON
 }
 
+# For the GPU that is here, which takes a seventh of the time.
 build() {
-  FCN_FAST_CUDA=$1 "$python" -m pip install --no-build-isolation --no-deps --verbose .
+  local arch='import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))'
+  TORCH_CUDA_ARCH_LIST=$("$python" -c "$arch" 2>/dev/null) FCN_FAST_CUDA=$1 \
+    "$python" -m pip install --no-build-isolation --no-deps --force-reinstall --verbose .
 }
 
-# -P: the source tree, which has no compiled module, must not come before the installed package.
+# -P, here and below: the source tree, which has no compiled module, must not come before the installed package.
+calls() {
+  needs
+  "$python" -P tools/gpu_calls.py
+}
+
+# A process a file: what takes the time is compiling Triton's kernels, on one core each.
 tests() {
-  "$python" -P -m pytest -q -rfE -p no:cacheprovider --continue-on-collection-errors
+  needs
+  mkdir -p "$out/tests"
+  printf '%s\n' tests/{cuda,kernels,ops}/test_*.py | xargs -P "$(nproc)" -I{} bash -c '
+    log=$out/tests/$(tr / - <<<"${1#tests/}").log
+    "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
+    code=$?
+    echo "$1: $(tail -n 1 "$log")"
+    ((code == 0 || code == 5))' _ {}
+}
+
+aims() {
+  needs
+  "$python" -P tools/gpu_aims.py "$out/aims.json"
+}
+
+# Every allocation by itself, so that what lies past its end is nobody's.
+sanitizer() {
+  needs compute-sanitizer
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -P tools/gpu_calls.py
+}
+
+profile() {
+  needs ncu
+  local kernels='regex:^_?(forward|backward|add_blocks|sample|gather|argmax|cells|combine|weigh|finish)'
+  ncu --force-overwrite --export "$out/ncu" --kernel-name "$kernels" --launch-count 80 --clock-control none \
+    --section SpeedOfLight --section MemoryWorkloadAnalysis --section LaunchStats --section Occupancy \
+    "$python" -P tools/gpu_calls.py --large || return 1
+  ncu --import "$out/ncu.ncu-rep" --page details
 }
 
 benchmarks() {
-  "$python" -P -m pytest benchmarks --benchmark-only --benchmark-json="$out/benchmarks.json" \
-    --benchmark-columns=median,iqr,rounds -p no:cacheprovider
+  needs
+  "$venv/bin/fcn-fast" bench --quick --device cuda --json "$out/benchmarks.json"
 }
 
 venv=$(mktemp -d)/venv
 trap 'rm -rf "$(dirname "$venv")"' EXIT
 python=$venv/bin/python
 export venv python out
-export -f machine environment build tests benchmarks
+export -f needs machine environment build calls tests aims sanitizer profile benchmarks
 
 part environment 60 bash -c environment
+gpu=$("$python" -c 'import torch; print(torch.cuda.is_available())' 2>/dev/null)
+export gpu
 part machine 30 bash -c machine
-if compgen -G "csrc/cuda/*.cu" >/dev/null; then
-  part build 200 bash -c "build 1" # where CUDA kernels are wanted, a build without them is a failure
-  [[ $status == ok ]] || part build_cpu 100 bash -c "build 0"
-else
-  part build 200 bash -c "build ''"
-fi
+part build 150 bash -c "build 1" # where CUDA kernels are wanted, a build without them is a failure
+[[ $status == ok ]] || part build_cpu 100 bash -c "build 0"
 part env 60 "$venv/bin/fcn-fast" env
-part tests 200 bash -c tests
-part benchmarks 230 bash -c benchmarks
+part calls 60 bash -c calls
+part tests 150 bash -c tests
+part aims 120 bash -c aims
+part memcheck 60 bash -c "sanitizer memcheck"
+part racecheck 40 bash -c "sanitizer racecheck"
+part initcheck 40 bash -c "sanitizer initcheck"
+part ncu 70 bash -c profile
+part benchmarks 90 bash -c benchmarks
 
 {
   printf '%-12s %-14s %5s\n' part status seconds
