@@ -93,8 +93,16 @@ Tensor readable(const Tensor& t, bool channels_last) {
 
 // Uninitialised memory. Fresh pages of a large output cost more than writing it: ask for big ones before they are touched.
 Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype, bool channels_last = false) {
-  Tensor out = torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
-                                    channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor out = [&] {
+    try {
+      return torch::stable::empty(shape, dtype, std::nullopt, like.device(), std::nullopt,
+                                  channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    } catch (const std::exception&) {  // the stable ABI keeps PyTorch's reason to itself; it is memory
+      std::string sizes;
+      for (const int64_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+      throw std::runtime_error("fcn_fast: no memory for a result of shape (" + sizes + ")");
+    }
+  }();
 #ifdef __linux__
   if (!out.is_cpu()) return out;
   constexpr uintptr_t page = 2 << 20;
