@@ -99,8 +99,6 @@ def mmseg(scores, target, weight, avg_factor, reduction, classes, avg_non_ignore
     if avg_factor is None:
         every = not avg_non_ignore and classes is None
         counted = torch.ones_like(target, dtype=torch.bool) if every else target != 255
-            (target != 255) if avg_non_ignore or classes is not None else torch.ones_like(target, dtype=torch.bool)
-        )
         each = torch.ones_like(losses) if classes is None else classes[target.clamp(max=CLASSES - 1)]
         avg_factor = (each * counted).sum()
     return losses.sum() / avg_factor
