@@ -33,6 +33,8 @@ def main(argv=None):
     Returns:
         The exit code: 0, 1 where results disagree, 2 where an input cannot be used (one line on stderr says why).
     """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names of files can be no text
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)

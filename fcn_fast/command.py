@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["InputError", "pick_device", "writable_folder"]
+__all__ = ["InputError", "pick_device", "spare_inputs", "writable_folder"]
 
 
 class InputError(ValueError):
@@ -36,3 +36,24 @@ def writable_folder(path):
             return path
     except OSError as error:
         raise InputError(f"out: expected a folder that can be written, got {path} ({error.strerror})") from error
+
+
+def spare_inputs(outputs, inputs):
+    """Refuse to write over what is read.
+
+    Args:
+        outputs: paths of the files to write, which may exist.
+        inputs: paths of the files to read.
+
+    Raises:
+        InputError: an output is one of the inputs, under whatever name.
+    """
+    read = {_identity(path): path for path in map(Path, inputs) if path.exists()}
+    for path in outputs:
+        if path.exists() and (source := read.get(_identity(path))):
+            raise InputError(f"out: expected another folder, as {path} would be written over the input {source}")
+
+
+def _identity(path):
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from fcn_fast import models, pictures
-from fcn_fast.command import InputError, pick_device, writable_folder
+from fcn_fast.command import InputError, pick_device, spare_inputs, writable_folder
 from fcn_fast.data import class_names
-from fcn_fast.data.images import read_image
+from fcn_fast.data.images import is_image, read_image
 from fcn_fast.data.transforms import TRANSFORMS
 
 __all__ = ["convert", "find_images", "load_model", "run"]
@@ -24,7 +23,7 @@ def run(images, weights, model=None, out=".", device=None):
     """Predict images: write their label maps and overlays, print each class's share of the pixels.
 
     Args:
-        images: paths of images and of folders with images.
+        images: paths of images and of folders with images. Pictures of an earlier run are replaced, but no input.
         weights: path of a ``.caffemodel``, of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn, or of a ``.safetensors``
             that :func:`convert` wrote.
         model: name of the published net; what the weights say, or voc-fcn8s, unless given.
@@ -45,6 +44,7 @@ def run(images, weights, model=None, out=".", device=None):
     if len(transform.parts) > 1:
         takes = " and ".join(transform.parts)
         raise InputError(f"model: expected one that takes one image, got {model.variant.name}, which takes {takes}")
+    spare_inputs((file for path in paths for head in model.heads for file in _files(out, path, head)), paths)
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
     code = 0
@@ -114,7 +114,6 @@ def find_images(paths):
     Raises:
         InputError: nothing there, a folder without images, or two images of one name, whose results would be one.
     """
-    Image.init()
     found = []
     for path in map(Path, paths):
         if not path.exists():
@@ -122,7 +121,7 @@ def find_images(paths):
         if not path.is_dir():
             found.append(path)
             continue
-        images = [p for p in sorted(path.iterdir()) if p.suffix.lower() in Image.EXTENSION and not _is_output(p)]
+        images = [p for p in sorted(path.iterdir()) if is_image(p) and not _is_output(p)]
         if not images:
             raise InputError(f"image: expected a folder with images, got {path}")
         found += images
@@ -163,8 +162,7 @@ def _labels(model, x):
 
 def _write(out, path, photo, head, labels, names):
     """Write the pictures of one image and head; what is in them and where they are, as text."""
-    suffix = f"_{head}" if head else ""
-    files = [out / f"{path.stem}{suffix}{output}" for output in _OUTPUTS]
+    files = _files(out, path, head)
     pictures.save_label_map(files[0], labels)
     pictures.save_overlay(files[1], photo, labels)
     counts = enumerate(labels.flatten().bincount().tolist())
@@ -174,6 +172,12 @@ def _write(out, path, photo, head, labels, names):
         for count, label in shares
     ]
     return f"{path}  {photo.width}x{photo.height}  {head or 'labels'}: {', '.join(named)}\n  {files[0]}  {files[1]}"
+
+
+def _files(out, path, head):
+    """Where the pictures of one image and head go, in the order of _OUTPUTS."""
+    suffix = f"_{head}" if head else ""
+    return [out / f"{path.stem}{suffix}{output}" for output in _OUTPUTS]
 
 
 def _is_output(path):

@@ -77,8 +77,8 @@ def assign(model, tensors, source, *, strict=True, scales=False, optional=()):
     for name, tensor in tensors.items():
         if name in extra:
             continue
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            problems.append(("no tensor", name, f"expected a floating-point tensor, got {_describe(tensor)}"))
+        if not _is_dense(tensor):
+            problems.append(("no tensor", name, f"expected a dense floating-point tensor, got {_describe(tensor)}"))
         elif name in names:
             shape = state[names[name]].shape
             copies[name] = _reshaped(tensor, shape)
@@ -167,6 +167,12 @@ def _reshaped(tensor, shape):
         off_diagonal[diagonal, diagonal] = 0
         return None if off_diagonal.any() else grouped
     return None
+
+
+def _is_dense(value):
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    return value.layout == torch.strided and value.device.type != "meta"
 
 
 def _describe(value):

@@ -9,6 +9,8 @@ from fcn_fast.models.assign import WeightsError
 
 __all__ = ["read"]
 
+_MAX_AXES = 32  # as Caffe's own blobs
+
 
 def read(path):
     """The parameters of every layer that has any.
@@ -51,8 +53,12 @@ def _array(blob, name):
     shape = tuple(blob.shape.dim) if blob.HasField("shape") else old_shape
     dtype, parts = ("<f8", blob.double_data) if blob.double_data else ("<f4", blob.data)
     values = b"".join(parts)
+    if len(shape) > _MAX_AXES:
+        raise WeightsError(f"{name}: expected at most {_MAX_AXES} axes, got {len(shape)}")
     if min(shape, default=1) < 0 or len(values) != math.prod(shape) * int(dtype[2]):
         raise WeightsError(f"{name}: expected {shape} values, got {len(values) // int(dtype[2])}")
+    if not values:
+        raise WeightsError(f"{name}: expected some values, got none")
     return np.frombuffer(values, dtype).reshape(shape)
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fcn_fast.data.voc import MEAN_BGR
 from fcn_fast.models import caffemodel
@@ -188,12 +189,46 @@ def from_safetensors(path, **options):
         WeightsError: no safetensors file, or one that :func:`save_safetensors` did not write.
         OSError: the file cannot be read.
     """
-    _, facts = _read_safetensors(path)
-    if facts.get("model") not in VARIANTS:
+    state, facts = _read_safetensors(path)
+    name = facts.get("model")
+    if not isinstance(name, str) or name not in VARIANTS:
         raise WeightsError(f"{path}: expected a file that save_safetensors wrote, got one that does not name its model")
-    model = build(facts["model"], **{name: facts[name] for name in _FACTS if name in facts} | options)
+    settings = {name: facts[name] for name in _FACTS if name in facts}
+    _check_settings(name, settings, state, path)
+    model = build(name, **settings | options)
     load_safetensors(model, path)
     return model.eval()
+
+
+def _check_settings(name, settings, state, path):
+    """That a file's tensors are those of the model it names, before there is memory for what it only claims."""
+    try:
+        classes = settings.get("num_classes") or 0
+        largest = max((max(tensor.shape) for tensor in state.values() if tensor.numel() and tensor.dim()), default=0)
+        if max(classes.values() if isinstance(classes, dict) else [classes]) > largest:
+            raise ValueError(f"num_classes: expected at most {largest}, as in the largest tensor, got {classes}")
+        with torch.device("meta"), _Uninitialised():
+            expected = build(name, **settings).state_dict()
+    except Exception as error:  # whatever a setting of another type or size leads to
+        raise WeightsError(f"{path}: expected the settings of {name}, got {settings} ({error})") from error
+    shapes, found = ({key: tensor.shape for key, tensor in each.items()} for each in (expected, state))
+    wrong = [key for key in sorted(shapes | found) if shapes.get(key) != found.get(key)]
+    if wrong:
+        pairs = (f"{key}: expected {_shape(shapes.get(key))}, got {_shape(found.get(key))}" for key in wrong)
+        raise WeightsError("\n  ".join([f"{path}: expected the tensors of {name} with {settings}, got others", *pairs]))
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Passes initialisation by, for which tensors of mere shapes would load half of PyTorch's compiler."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs or {})
+
+
+def _shape(size):
+    return "none" if size is None else tuple(size)
 
 
 def _read_safetensors(path):
@@ -206,7 +241,7 @@ def _read_safetensors(path):
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}
             facts = json.loads((file.metadata() or {}).get("fcn_fast", "{}"))
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: expected a safetensors file, got something else ({error})") from error
     return state, facts if isinstance(facts, dict) else {}
 
@@ -214,12 +249,11 @@ def _read_safetensors(path):
 def _read_pickle(path, part=None):
     """The dict in a file of torch.save, or this part of it if it has it; unpickles only tensors and plain values."""
     expected = f"{path}: expected a state dict that torch.save wrote"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch.load raises nearly everything, by the file's content
-        raise WeightsError(f"{expected}, got something else or one with other objects than tensors") from error
+    with open(path, "rb") as file:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises nearly everything, by the file's content
+            raise WeightsError(f"{expected}, got something else or one with other objects than tensors") from error
     if isinstance(state, dict):
         state = state.get(part, state)
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):

@@ -126,8 +126,8 @@ def test_what_is_no_tensor_is_named(saved):
         models.load_torchfcn,
         build("voc-fcn32s"),
         saved(state),
-        "no tensor: fc7.bias: expected a floating-point tensor, got int",
-        "no tensor: conv1_1.bias: expected a floating-point tensor, got (1,)",
+        "no tensor: fc7.bias: expected a dense floating-point tensor, got int",
+        "no tensor: conv1_1.bias: expected a dense floating-point tensor, got (1,)",
     )
 
 
