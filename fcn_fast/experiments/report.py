@@ -1,4 +1,4 @@
-"""What an experiment writes: a table as Markdown, CSV and JSON, and a figure."""
+"""What an experiment writes: a table as Markdown, CSV and JSON, a figure, and sample pictures."""
 
 import csv
 import json
@@ -9,8 +9,9 @@ import torch
 from matplotlib.figure import Figure
 
 import fcn_fast
-from fcn_fast.experiments.runs import perform
-from fcn_fast.train.pictures import smoothed
+from fcn_fast.experiments.runs import held_out, perform
+from fcn_fast.pictures import _in_colours
+from fcn_fast.train.pictures import save_rows, smoothed, to_picture
 
 __all__ = ["Experiment", "draw", "write"]
 
@@ -43,7 +44,7 @@ class Experiment:
     across: str = "images"
 
     def run(self, folder, runs):
-        """Do the runs that are not done, and write the table and the figure; returns their rows.
+        """Do the runs that are not done, and write the table, the figure and samples; returns the rows.
 
         Args:
             folder: of this experiment's table and figure.
@@ -57,6 +58,7 @@ class Experiment:
             rows.append(row | ({"published mean IU": self.published.get(label)} if self.published else {}))
         write(folder, self.title, self.claim, rows)
         draw(folder / "figure.png", self.title, *(self._curves(results, column) for column in (3, 2)), self.across)
+        _samples(folder / "samples.png", results)
         return rows
 
     def _curves(self, results, column):
@@ -104,6 +106,16 @@ def draw(path, title, mean_iu, loss, across):
     left.legend(frameon=False, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     figure.savefig(path)
+
+
+def _samples(path, results, count=3):
+    """Draw the first held-out pictures with their labels and what each net makes of them."""
+    pictures = held_out()
+    items = [pictures[index] for index in range(min(count, len(pictures)))]
+    columns = {"picture": [to_picture(x) for x, _ in items], "truth": [_in_colours(target) for _, target in items]}
+    for label, result in results.items():
+        columns[label] = [_in_colours(result.model.predict(x[None])[0]) for x, _ in items]
+    save_rows(path, columns, zip(*columns.values(), strict=True))
 
 
 def _cell(value):

@@ -67,6 +67,7 @@ def save_samples(path, model, data, count=4):
 
 def save_rows(path, titles, rows):
     """Write rows of PIL images, small ones enlarged by a whole factor, under a title each column, as PNG."""
+    rows = [list(row) for row in rows]
     scale = max(1, 256 // max(image.height for row in rows for image in row))
     rows = [[image.resize((scale * image.width, scale * image.height), 0) for image in row] for row in rows]
     gap, line, font = 6, 24, ImageFont.load_default(15)

@@ -49,6 +49,7 @@ def test_every_experiment_writes_a_table_and_a_figure(small, tmp_path, capsys):
             assert [list(row) for row in csv.DictReader(file)] == [list(row) for row in rows]
         table = (folder / "table.md").read_text().splitlines()
         assert len([line for line in table if line.startswith("|")]) == len(rows) + 2 and len(rows) >= 3
+        assert (folder / "samples.png").exists() == (name not in ("masking", "upper-bounds"))
         with Image.open(folder / "figure.png") as figure:
             assert figure.width >= 600 and len(figure.convert("RGB").getcolors(1 << 20)) > 50
         trained |= {path.name for path in (tmp_path / "runs").iterdir()} if name != "upper-bounds" else set()
