@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fcn_fast.models.variants import ConvLayer, Norm, Pool
+from fcn_fast.models.variants import ConvLayer, Pool
 
 __all__ = ["Conv", "Deconvolution", "Head", "Trunk", "bilinear_filter", "head_suffix"]
 
@@ -100,14 +100,17 @@ class Trunk(nn.Module):
             self._run(part, stream) for part, stream in zip(x.chunk(len(self.streams), 1), self.streams, strict=True)
         ]
 
+    def apply(self, layer, x, stream):
+        """One of the layers, of one stream."""
+        if isinstance(layer, ConvLayer):
+            return F.relu(getattr(self, layer.name + stream)(x), inplace=True)
+        if isinstance(layer, Pool):
+            return F.max_pool2d(x, layer.kernel, 2, ceil_mode=True)
+        return F.local_response_norm(x, 5, 1e-4, 0.75)
+
     def _run(self, x, stream):
         for layer in self.layers:
-            if isinstance(layer, ConvLayer):
-                x = F.relu(getattr(self, layer.name + stream)(x), inplace=True)
-            elif isinstance(layer, Pool):
-                x = F.max_pool2d(x, layer.kernel, 2, ceil_mode=True)
-            elif isinstance(layer, Norm):
-                x = F.local_response_norm(x, 5, 1e-4, 0.75)
+            x = self.apply(layer, x, stream)
         return x
 
     def add_scores(self, name, in_channels):
