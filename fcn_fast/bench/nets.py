@@ -53,9 +53,11 @@ class NetCase:
 
     @property
     def variants(self):
-        """What is compared, the baseline first; stages of the published geometry as torch.compile makes them too."""
-        compiles = self.part in (*STAGES, "forward") and self.padding == "caffe"
-        return ("eager", "compile", "fcn_fast") if compiles else ("eager", "fcn_fast")
+        """What is compared, the baseline first; in the published geometry torch.compile too, and of the whole net what
+        :func:`fcn_fast.models.freeze_canvas` makes of it."""
+        compiles = ["compile"] if self.part in (*STAGES, "forward") and self.padding == "caffe" else []
+        freezes = ["canvas"] if self.part in ("forward", "predict") and self.padding == "caffe" else []
+        return ("eager", *compiles, "fcn_fast", *freezes)
 
     @property
     def facts(self):
@@ -113,8 +115,8 @@ class NetCase:
 
     def function(self, variant, device):
         """What a variant calls with :meth:`inputs`."""
-        net = _net("fcn_fast" if variant == "fcn_fast" else "eager", self.padding, self.dtype, device)
-        call = self._part(net)
+        net = _net("fcn_fast" if variant in ("fcn_fast", "canvas") else "eager", self.padding, self.dtype, device)
+        call = self._part(models.freeze_canvas(net, (self.height, self.width)) if variant == "canvas" else net)
         return compiled(call) if variant == "compile" else call
 
     def expected(self, device, inputs, grad):

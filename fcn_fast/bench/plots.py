@@ -31,7 +31,7 @@ OPERATION_COLOURS = {
 }
 STAGE_COLOURS = ("#35608d", "#5aa5a0", "#c97b3a")
 AXES = {
-    "classes": "classes, at 1x?x64x64, x8",
+    "classes": "classes, of 64x64, x8",
     "factor": "factor, 21 classes to 512x512",
     "image": "side of the image, 21 classes, x8",
     "batch": "batch of 21x63x63, x8",
@@ -96,7 +96,11 @@ def _draw_speed(panels):
                     axes.text(ratios[variant] * 1.06, y, f"{ratios[variant]:.1f}x", va="center", fontsize=7.5)
         axes.axvline(1, color=COLOURS["fcn_fast"], linewidth=1.5)
         axes.set_xscale("log")
-        axes.set_xlim(0.7, 2.2 * max(max(ratios.values()) for _, ratios in bars))
+        longest = max(max(ratios.values()) for _, ratios in bars)
+        axes.set_xlim(0.7, 2.2 * longest)
+        ticks = [10**n for n in range(1 + int(math.log10(2 * longest)))]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
         axes.set_ylim(len(rows) - 0.5, -0.5)
         _dress(axes, title, "times as long as fcn_fast")
         axes.set_yticks(range(len(rows)), rows if i == 0 else [""] * len(rows))
@@ -199,7 +203,10 @@ def _draw_curves(figure, data, panels, ylabel):
             axes.plot(x, y, style, color=OPERATION_COLOURS[operation], markersize=3.5, linewidth=1.4)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        ticks = sorted({x for _, _, points in lines for x, _ in points})
+        ticks = []
+        for x in sorted({x for _, _, points in lines for x, _ in points}):
+            if not ticks or x >= 1.7 * ticks[-1]:  # those further apart than their labels are wide
+                ticks.append(x)
         axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
         axes.grid(axis="y", color="#eeeeee")

@@ -38,6 +38,7 @@ LABELS = {
 }
 """{(operation, kind, direction): how it is called} of what is shown at every size."""
 BUSY = 0.2  # of a median: the usual spread above which a machine is not quiet
+VARIANTS = {"eager": "eager", "compile": "compile", "fcn_fast": "fcn_fast", "canvas": "frozen canvas"}
 SMALL = 2**18  # bytes; a process's resident set is counted no finer
 
 
@@ -139,7 +140,7 @@ def stages(record, padding="caffe", dtype="float32"):
     found = {part: variants for part, variants in found.items() if variants and "fcn_fast" in variants}
     if not found:
         return Table([], [])
-    columns = [v for v in ("eager", "compile", "fcn_fast") if any(v in variants for variants in found.values())]
+    columns = [v for v in VARIANTS if any(v in variants for variants in found.values())]
     total = {v: sum(_median(found[stage][v]) for stage in nets.STAGES if v in found.get(stage, {})) for v in columns}
     rows = []
     for part, variants in found.items():
@@ -150,27 +151,21 @@ def stages(record, padding="caffe", dtype="float32"):
         floor = ours.get("limit", {})
         near = [figure(floor["milliseconds"]), f"{floor['percent']:.0f} %"] if floor else ["", ""]
         rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, *near])
-    titles = {"eager": "eager ms", "compile": "compile ms", "fcn_fast": "fcn_fast ms"}
-    return Table(["stage", "GFLOP", "paper ms", *(titles[v] for v in columns), "floor ms", "reached"], rows)
+    return Table(["stage", "GFLOP", "paper ms", *(f"{VARIANTS[v]} ms" for v in columns), "floor ms", "reached"], rows)
 
 
 def whole(record):
     """FCN-8s from image to label map."""
+    titles = {"predict": "image to label map", "labels": "fusion and label map alone"}
     rows = []
     for group, variants in groups_of(record["entries"]).items():
-        part = group.split()[1] if group.startswith("FCN-8s ") else ""
-        if part in ("predict", "labels") and {"eager", "fcn_fast"} <= set(variants):
-            label = {"predict": "image to label map", "labels": "fusion and label map alone"}[part]
-            eager, ours = variants["eager"], variants["fcn_fast"]
-            cells = [
-                _milliseconds(eager),
-                _milliseconds(ours),
-                _ratio(eager, ours),
-                _mebibytes(eager),
-                _mebibytes(ours),
-            ]
-            rows.append([f"{ours['size']}: {label}", *cells, f"{1 - ours['error']:.4%}"])
-    return Table(["FCN-8s", "eager ms", "fcn_fast ms", "ratio", "eager MiB", "fcn_fast MiB", "equal labels"], rows)
+        title = titles.get(group.split()[1]) if group.startswith("FCN-8s ") else None
+        if title and "eager" in variants:
+            for variant, entry in variants.items():
+                ratio = _ratio(variants["eager"], entry) if variant != "eager" else ""
+                cells = [_milliseconds(entry), ratio, _mebibytes(entry), f"{1 - entry['error']:.4%}"]
+                rows.append([f"{entry['size']}: {title}", VARIANTS[variant], *cells])
+    return Table(["FCN-8s", "", "ms", "as fast as eager", "peak MiB", "labels as eager's"], rows)
 
 
 def memory(record):
