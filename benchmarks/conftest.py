@@ -118,7 +118,7 @@ def measure(benchmark, device):
         measured = {
             "error": errors[variant],
             "error_against": case.against,
-            "peak_bytes": peak_bytes(case, variant, device),
+            "peak_bytes": peak_bytes(case, variant, call, device),
         }
         benchmark.extra_info.update(facts, **found, **run.use(case, device, found), **measured)
 

@@ -71,7 +71,7 @@ def _moved(one, other):
 
 
 def _change(one, other):
-    return other["milliseconds"]["median"] / one["milliseconds"]["median"]
+    return records.median(other) / records.median(one)
 
 
 def _percent(one, other):
@@ -79,7 +79,7 @@ def _percent(one, other):
 
 
 def _time(entry):
-    return figure(entry["milliseconds"]["median"])
+    return figure(records.median(entry))
 
 
 def _environments(before, after):

@@ -1,6 +1,7 @@
 """The machine: what a number means nothing without, and how fast the machine is at the simplest things."""
 
 import functools
+import importlib.metadata
 import os
 import platform
 import time
@@ -31,8 +32,6 @@ def facts(device):
     if device.type != "cuda":
         return {**found, "device_type": "cpu"}
     properties = torch.cuda.get_device_properties(device)
-    import triton
-
     return {
         **found,
         "device_type": "cuda",
@@ -44,7 +43,8 @@ def facts(device):
         "driver": _driver(),
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
-        "triton": triton.__version__,
+        "triton": _version("triton"),
+        "float32_convolutions": "TF32" if torch.backends.cudnn.allow_tf32 else "float32",
         "kernels": {name: env.kernel_of(name, "cuda") for name in env.operators()},
     }
 
@@ -97,8 +97,13 @@ def _copy_rate(device, _threads):
 def _matrix_rate(device, dtype, _threads):
     n = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    out = torch.empty_like(a)
-    return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
+    out, precision = torch.empty_like(a), torch.get_float32_matmul_precision()
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:  # the units that convolutions use
+        torch.set_float32_matmul_precision("high")
+    try:
+        return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @functools.cache
@@ -131,6 +136,13 @@ def _last_level_cache():
     """Bytes of the CPU's largest cache; 32 MiB where nothing says."""
     sizes = [_read(path).strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return max((1024 * int(size[:-1]) for size in sizes if size.endswith("K")), default=32 << 20)
+
+
+def _version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def _driver():

@@ -14,15 +14,18 @@ from fcn_fast.bench.timing import Call, input_sets
 __all__ = ["peak_bytes"]
 
 
-def peak_bytes(case, variant, device):
+def peak_bytes(case, variant, call, device):
     """Bytes that a variant of a case holds at most beyond its inputs (and, of gradients alone, beyond their graph).
 
     On CUDA the allocator counts them. On the CPU it is the growth of the resident set of a process of its own, in
     which freed memory goes back at once; None where that cannot be read (it can on Linux).
+
+    Args:
+        case, variant: what to measure.
+        call: the variant's :class:`fcn_fast.bench.timing.Call`, warm.
+        device: a ``torch.device``.
     """
     if device.type == "cuda":
-        call = _call(case, variant, device)
-        call(*call.prepare())
         prepared = call.prepare()
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats(device)
@@ -56,18 +59,15 @@ def _process():
 
 def _resident_growth(case, variant, threads):
     torch.set_num_threads(threads)
-    call = _call(case, variant, torch.device("cpu"))
+    torch.compiler.reset()
+    device = torch.device("cpu")
+    call = Call(case.function(variant, device), _inputs(case, device), case.direction)
     call(*call.prepare())  # what a first call allocates for good is no part of the peak
     prepared = call.prepare()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
     call(*prepared)
     return max(_status("VmHWM") - before, 0)
-
-
-def _call(case, variant, device):
-    torch.compiler.reset()
-    return Call(case.function(variant, device), _inputs(case, device)[:1], case.direction)
 
 
 @functools.lru_cache(maxsize=1)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from fcn_fast.bench import nets, scaling, tables
 from fcn_fast.bench.cases import SIZES
-from fcn_fast.bench.records import baseline_of, groups_of
+from fcn_fast.bench.records import baseline_of, groups_of, median
 
 __all__ = ["PLOTS", "digest", "digest_of", "save"]
 
@@ -75,9 +75,9 @@ def _speed_data(record):
         for key, label in tables.LABELS.items():
             variants = groups.get(" ".join([key[0], *([key[1]] if key[1] else []), size.name, key[2]]))
             if variants and "fcn_fast" in variants:
-                ours = _median(variants["fcn_fast"])
+                ours = median(variants["fcn_fast"])
                 others = {"eager": baseline_of(variants), "compile": variants.get("compile")}
-                bars.append([label, {name: _median(entry) / ours for name, entry in others.items() if entry}])
+                bars.append([label, {name: median(entry) / ours for name, entry in others.items() if entry}])
         if bars:
             panels.append([size.title, bars])
     return panels
@@ -121,7 +121,7 @@ def _stages_data(record):
                 if all(variant in variants for variants in found):
                     entries = [variants[variant] for variants in found]
                     label = f"{name}, {title}" + (f", {dtype}" if dtype != "float32" else "")
-                    rows.append([label, [_median(e) for e in entries], [e["limit"]["milliseconds"] for e in entries]])
+                    rows.append([label, [median(e) for e in entries], [e["limit"]["milliseconds"] for e in entries]])
     return rows if len(rows) > 1 else []
 
 
@@ -182,7 +182,7 @@ def _draw_memory(data):
 
 def _scaling_data(record):
     """{sweep: [[operation, variant, [[position, ms], ...]], ...]}"""
-    curves = scaling.curves(record, lambda entry: entry["milliseconds"]["median"])
+    curves = scaling.curves(record, median)
     return {sweep: [[*key, line] for key, line in lines.items()] for sweep, lines in curves.items()}
 
 
@@ -233,7 +233,7 @@ def _roofline_data(record):
             limit = entry and entry.get("limit")
             if limit and limit["arithmetic"] and entry["dtype"] == "float32" and "flop" not in entry:
                 operations = limit["arithmetic"] / 1e3 * rates["float32"]
-                seconds = entry["milliseconds"]["median"] / 1e3
+                seconds = median(entry) / 1e3
                 points.append([entry["operation"], entry["variant"], operations / entry["bytes"], operations / seconds])
     return {"roof": rates["float32"], "copy": rates["copy"], "points": points} if points else {}
 
@@ -290,7 +290,3 @@ def _peak(entry):
     """MiB; what is less than can be told counts as just that."""
     peak = entry.get("peak_bytes")
     return None if peak is None else max(peak, tables.SMALL) / 2**20
-
-
-def _median(entry):
-    return entry["milliseconds"]["median"]

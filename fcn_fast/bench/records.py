@@ -7,7 +7,7 @@ from pathlib import Path
 from fcn_fast.bench import machine
 from fcn_fast.command import InputError
 
-__all__ = ["baseline_of", "groups_of", "load", "new", "noisy", "save"]
+__all__ = ["baseline_of", "groups_of", "load", "median", "new", "noisy", "save", "times_of"]
 
 BASELINES = ("eager", "grouped")
 
@@ -71,9 +71,19 @@ def baseline_of(variants):
     return next((variants[name] for name in BASELINES if name in variants), None)
 
 
+def times_of(entry):
+    """The times to go by: on a GPU those of its events, which do not depend on how soon the CPU notices."""
+    return entry.get("event_milliseconds") or entry["milliseconds"]
+
+
+def median(entry):
+    """Milliseconds."""
+    return times_of(entry)["median"]
+
+
 def noisy(one, other):
     """Whether the middle halves of two entries' times overlap: what lies between them may be noise."""
-    one, other = one["milliseconds"], other["milliseconds"]
+    one, other = times_of(one), times_of(other)
     return one["q1"] <= other["q3"] and other["q1"] <= one["q3"]
 
 

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from fcn_fast.bench.records import median
 from fcn_fast.bench.tables import SMALL, Table, figure
 
 __all__ = ["POSITIONS", "cost", "curves", "fit", "memory"]
@@ -33,7 +34,7 @@ def cost(record):
     """Time as a constant plus so much a pixel and so much a full-resolution logit, of each operation and variant."""
     rows = []
     for (operation, variant), entries in _points(record).items():
-        seconds = [entry["milliseconds"]["median"] / 1e3 for entry in entries]
+        seconds = [median(entry) / 1e3 for entry in entries]
         terms = [(1, _pixels(entry), _pixels(entry) * entry["shape"][1]) for entry in entries]
         (constant, pixel, logit), off = fit(terms, seconds)
         cells = [figure(1e6 * constant), figure(1e9 * pixel), figure(1e9 * logit), f"{off:.0%}"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fcn_fast.bench import nets
 from fcn_fast.bench.cases import SIZES
-from fcn_fast.bench.records import baseline_of, groups_of, noisy
+from fcn_fast.bench.records import baseline_of, groups_of, median, noisy, times_of
 from fcn_fast.bench.suites import SHOWN
 
 __all__ = [
@@ -105,9 +105,7 @@ def rates(record):
 
 def spread(record):
     """One line: how much the times of one case vary, and whether that is too much to go by."""
-    widths = [
-        (entry["milliseconds"]["q3"] - entry["milliseconds"]["q1"]) / _median(entry) for entry in record["entries"]
-    ]
+    widths = [(times_of(entry)["q3"] - times_of(entry)["q1"]) / median(entry) for entry in record["entries"]]
     if not widths:
         return "nothing was measured"
     width = statistics.median(widths)
@@ -141,17 +139,19 @@ def stages(record, padding="caffe", dtype="float32"):
     if not found:
         return Table([], [])
     columns = [v for v in VARIANTS if any(v in variants for variants in found.values())]
-    total = {v: sum(_median(found[stage][v]) for stage in nets.STAGES if v in found.get(stage, {})) for v in columns}
+    total = {v: sum(median(found[stage][v]) for stage in nets.STAGES if v in found.get(stage, {})) for v in columns}
+    graphs = [v for v in VARIANTS if any(_graph(variants.get(v, {})) for variants in found.values())]
     rows = []
     for part, variants in found.items():
         share = part != "forward"
         paper = f"{nets.PAPER[part]:.1f}" + (f" ({nets.PAPER[part] / nets.PAPER['forward']:.0%})" if share else "")
         cells = [_milliseconds(variants[v], total[v] if share else None) if v in variants else "" for v in columns]
-        ours = variants["fcn_fast"]
-        floor = ours.get("limit", {})
-        near = [figure(floor["milliseconds"]), f"{floor['percent']:.0f} %"] if floor else ["", ""]
-        rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, *near])
-    return Table(["stage", "GFLOP", "paper ms", *(f"{VARIANTS[v]} ms" for v in columns), "floor ms", "reached"], rows)
+        cells += [_graph(variants.get(v, {})) for v in graphs]
+        ours, floor = variants["fcn_fast"], variants["fcn_fast"]["limit"]["milliseconds"]
+        near = [f"{floor / median(variants[v]):.0%}" if v in variants else "" for v in ("eager", "fcn_fast")]
+        rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, figure(floor), *near])
+    header = [*(f"{VARIANTS[v]} ms" for v in columns), *(f"{VARIANTS[v]} as a CUDA graph" for v in graphs)]
+    return Table(["stage", "GFLOP", "paper ms", *header, "floor ms", "eager reaches", "fcn_fast reaches"], rows)
 
 
 def whole(record):
@@ -187,7 +187,7 @@ def limits(record):
         ours = variants.get("fcn_fast")
         if ours and "limit" in ours and not group.startswith("FCN-8s "):
             limit = ours["limit"]
-            times = [figure(_median(ours)), figure(limit["milliseconds"]), limit["by"], f"{limit['percent']:.0f} %"]
+            times = [figure(median(ours)), figure(limit["milliseconds"]), limit["by"], f"{limit['percent']:.0f} %"]
             rows.append(
                 [group, ours["bytes_formula"], *times, figure(ours["gb_per_s"]), f"{ours['percent_of_copy']:.0f} %"]
             )
@@ -211,10 +211,13 @@ def cases(record):
 
 
 def _gpu(entry):
-    if "event_milliseconds" not in entry:
-        return []
+    """The medians of CUDA events and of the CUDA graph, on a GPU."""
+    return [figure(median(entry)), _graph(entry)] if "event_milliseconds" in entry else []
+
+
+def _graph(entry):
     graph = entry.get("graph_milliseconds", {}).get("median")
-    return [figure(entry["event_milliseconds"]["median"]), figure(graph) if graph else ""]
+    return figure(graph) if graph else ""
 
 
 def _group(groups, key, size):
@@ -222,13 +225,9 @@ def _group(groups, key, size):
     return groups.get(" ".join([name, *([kind] if kind else []), size, way]))
 
 
-def _median(entry):
-    return entry["milliseconds"]["median"]
-
-
 def _milliseconds(entry, total=None):
-    share = f" ({_median(entry) / total:.0%})" if total else ""
-    return f"{figure(_median(entry))}{share}"
+    share = f" ({median(entry) / total:.0%})" if total else ""
+    return f"{figure(median(entry))}{share}"
 
 
 def _mebibytes(entry):
@@ -242,9 +241,9 @@ def _ratios(variants):
     ours, baseline = variants["fcn_fast"], baseline_of(variants)
     others = {"eager": baseline, "compile": variants.get("compile")}
     ratios = ", ".join(f"{name} {_ratio(other, ours)}" for name, other in others.items() if other)
-    return f"**{figure(_median(ours))} ms** ({ratios})"
+    return f"**{figure(median(ours))} ms** ({ratios})"
 
 
 def _ratio(slow, fast):
-    ratio = _median(slow) / _median(fast)
+    ratio = median(slow) / median(fast)
     return f"{ratio:.{1 if ratio >= 1.05 else 2}f}x" + (", inside the noise" if noisy(slow, fast) else "")
