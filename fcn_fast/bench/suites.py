@@ -53,7 +53,7 @@ class Job:
 
     case: Case | nets.NetCase
     variants: tuple | None = None
-    seconds: float = 0.7
+    seconds: float = 0.5
     sweep: str = ""
     threads: int | None = None
 
@@ -62,7 +62,7 @@ def operations(device):
     """Every case at VOC's size, what the documentation shows of the larger ones, and half precision."""
     cases = operation_cases(sizes=(VOC,), dtypes=("float32",), layouts=("contiguous",))
     cases += [Case(name, size, way, kind) for size in SIZES[1:] for name, kind, way in SHOWN]
-    varied = operation_cases(sizes=(CITYSCAPES,), full=(CITYSCAPES,))
+    varied = operation_cases(sizes=(CITYSCAPES,), full=(CITYSCAPES,), dtypes=("float32", "bfloat16"))
     cases += [case for case in varied if (case.dtype, case.layout) != ("float32", "contiguous")]
     return [Job(case) for case in sorted(cases, key=lambda case: case.operation)]
 
@@ -74,7 +74,8 @@ def stages(device):
 
 def predict(device):
     """FCN-8s from image to label map."""
-    return [Job(case, seconds=1) for case in nets.predict_cases([(500, 500), (1024, 2048)])]
+    large = [Job(case, SIDES, seconds=1) for case in nets.predict_cases([(1024, 2048)])]
+    return [Job(case, seconds=1) for case in nets.predict_cases([(500, 500)])] + large
 
 
 def scaling(device):

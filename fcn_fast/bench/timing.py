@@ -64,7 +64,7 @@ def interleave(calls, device, seconds):
     """Time variants in turn, so that a machine that changes its speed changes it for all.
 
     Args:
-        calls: {variant: :class:`Call`}, warmed up.
+        calls: {variant: :class:`Call`}, each of which ran before.
         device: a ``torch.device``.
         seconds: of the slowest variant, within :data:`ROUNDS`.
 
