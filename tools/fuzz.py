@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from fcn_fast import ops, reference
+from fcn_fast import reference
 
 # The table is the tests'. They are no package that is installed, and none of their folders may come before one that is.
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "ops"
@@ -55,7 +55,7 @@ def main():
 
 
 def run(seed, calls, until=float("inf")):
-    """Make calls until one of the limits; how many of each operation, how many wrong, the largest error over allowed."""
+    """Make calls until a limit; how many of each operation, how many wrong, the largest error over what is allowed."""
     counts, wrong, worst = collections.Counter(), 0, 0.0
     for number in range(seed, seed + calls):
         if time.monotonic() > until:
