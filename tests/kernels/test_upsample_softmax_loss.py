@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from fcn_fast import kernels, reference
+from fcn_fast import BilinearGrid, kernels, reference
 from fcn_fast.reference import FULL, MEAN, NONE, SUM
 
 from ..ops.support import labels, randn
@@ -103,6 +104,38 @@ def test_chunks_of_the_batch(layout, monkeypatch, device):
     for reduction in (NONE, MEAN):
         shape = (3, 3, *grid.size)
         compare(logits, target, grid, options_of("all", shape, torch.float32, device), reduction)
+
+
+class Allocated(TorchDispatchMode):
+    """Adds up the bytes of all that is allocated, whatever becomes free again."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "empty" in str(function) or "clone" in str(function):
+            self.bytes += result.untyped_storage().nbytes()
+        return result
+
+
+class NotLaunched:
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_is_a_tenth_of_eager_pytorchs(dtype, monkeypatch):
+    """At 16x150x128x128, x4; eager holds the upsampled logits' log_softmax and two gradients of them at once."""
+    for name in ("_cells", "combine", "finish", "weigh"):
+        stub = NotLaunched() if name == "_cells" else lambda *arguments: None
+        monkeypatch.setattr(file_of("upsample_softmax_loss"), name, stub)
+    logits = torch.empty(16, 150, 128, 128, dtype=dtype, device="meta")
+    target = torch.empty(16, 512, 512, dtype=torch.uint8, device="meta")
+    grid = BilinearGrid.interpolate((128, 128), scale_factor=4).numbers()
+    with Allocated() as allocated:
+        loss, saved = kernels.upsample_softmax_loss(logits, target, None, None, grid, 255, MEAN, 0.0, False, True)
+    assert saved.shape == logits.shape and allocated.bytes > 8 * logits.numel()
+    assert allocated.bytes <= 3 * 16 * logits.numel() * dtype.itemsize / 10
 
 
 def test_offsets_in_64_bits(monkeypatch, device):
