@@ -8,11 +8,11 @@ not finite, or a label is bad, the warp takes the slower way with the largest lo
 for the four corners go to four partial maps, which cells.combine adds up: no atomics.
 
 Two exponentials and 21 other instructions a class and output (sm_90, of its machine code): a third of them each find
-the logit, look for the label and add up corners. Moves the labels once, the coarse logits from L2, and, with the gradient,
-32 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine. Bound by issue slots:
-on an H100 at 16x150x128x128, x4, those are 0.5 ms in _cells and the special-function unit 0.35, beside 0.2 of writing;
-then 0.25 ms of _combine. With a third of the slots unused, as 16 warps a multiprocessor may leave them, 1.0 ms.
-A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
+the logit, look for the label and add up corners. Moves the labels once, the coarse logits from L2, and with the
+gradient 32 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine. Bound by
+issue slots: on an H100 at 16x150x128x128, x4, those are 0.5 ms in _cells and the special-function unit 0.35, beside 0.2
+of writing; then 0.25 ms of _combine. With a third of the slots unused, as 16 warps a multiprocessor may leave them, 1.0
+ms. A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
 
 Registers (ptxas for sm_80 to sm_120): 138, 128, 128 and 148, which leaves a multiprocessor 14, 16, 16 and 13 warps; 168
 with weights.
