@@ -48,6 +48,8 @@ def record(folder, parts):
     device = pick_device()
     for part in parts or [part for part in suites.PARTS if not (folder / f"{part}.json").exists()]:
         entries, notes = suites.measure(suites.PARTS[part](device), device)
+        if notes and notes[-1].startswith(suites.INTERRUPTED):
+            sys.exit(f"{part}: {notes[-1]}, nothing of it is kept")
         whole = records.new(device, entries, notes)
         whole["environment"]["commit"] = _commit()
         records.save(folder / f"{part}.json", whole)

@@ -128,9 +128,32 @@ def test_records_come_back(record, tmp_path):
     assert records.load(tmp_path / "a.json") == {**record, "environment": record["environment"]}
     half = len(record["entries"]) // 2
     (tmp_path / "parts").mkdir()
-    for name, part in (("a", record["entries"][:half]), ("b", record["entries"][half:])):
+    for name, part in (("operations", record["entries"][:half]), ("scaling", record["entries"][half:])):
         records.save(tmp_path / "parts" / f"{name}.json", {**record, "entries": part})
+    (tmp_path / "parts" / "other.json").write_text("somebody else's")
     assert records.load(tmp_path / "parts")["entries"] == record["entries"]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(records.InputError, match="expected a folder with one of operations, stages"):
+        records.load(tmp_path / "none")
+
+
+def test_what_was_interrupted_keeps_what_it_has(tmp_path, monkeypatch, capsys):
+    calls = iter([[{"group": "a"}], KeyboardInterrupt()])
+
+    def measure(*args, **kwargs):
+        result = next(calls)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(suites.run, "measure", measure)
+    jobs = [suites.Job(Case("softmax_loss", SIZES[0])) for _ in range(3)]
+    assert suites.measure(jobs, CPU) == ([{"group": "a"}], ["interrupted after 1 of 3 cases"])
+    module = recorder()
+    monkeypatch.setattr(suites, "measure", lambda jobs, device: ([], ["interrupted after 0 of 1 cases"]))
+    with pytest.raises(SystemExit, match="nothing of it is kept"):
+        module.record(tmp_path, ["stages"])
+    assert not list(tmp_path.iterdir())
 
 
 def compare(tmp_path, before, after, capsys):

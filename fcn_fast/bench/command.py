@@ -18,7 +18,7 @@ def run(quick=False, device=None, json=None, out=None):
         out: folder of the plots to write.
 
     Returns:
-        0, or 1 where fcn_fast does not agree with PyTorch.
+        0, or 1 where fcn_fast does not agree with PyTorch, or the user stopped it.
 
     Raises:
         InputError: no GPU, or a file or folder that cannot be written.
@@ -37,7 +37,7 @@ def run(quick=False, device=None, json=None, out=None):
         for name in plots.PLOTS:
             path = plots.save(name, record, out / f"{name}.png")
             print(f"{name + ':':<10}{path or 'nothing to draw'}")
-    return 1 if any(note.startswith("WRONG") for note in notes) else 0
+    return 1 if any(note.startswith(("WRONG", suites.INTERRUPTED)) for note in notes) else 0
 
 
 def report(record):

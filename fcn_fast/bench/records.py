@@ -4,7 +4,7 @@ import datetime
 import json
 from pathlib import Path
 
-from fcn_fast.bench import machine
+from fcn_fast.bench import machine, suites
 from fcn_fast.command import InputError
 
 __all__ = ["baseline_of", "groups_of", "load", "median", "new", "noisy", "save", "times_of"]
@@ -38,15 +38,17 @@ def save(path, record):
 
 
 def load(path):
-    """The record in a file, or the records in a folder as one.
+    """The record in a file, or the parts of one in a folder.
 
     Raises:
         InputError: nothing there that can be read as one.
     """
     path = Path(path)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [file for part in suites.PARTS if (file := path / f"{part}.json").exists()]
     if not files:
-        raise InputError(f"record: expected a file or a folder with records, got {path}")
+        raise InputError(f"record: expected a folder with one of {', '.join(suites.PARTS)}.json, got {path}")
     whole = {"environment": {}, "notes": [], "entries": []}
     for file in files:
         record = _load(file)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from fcn_fast.bench import nets, run
 from fcn_fast.bench.cases import CITYSCAPES, SIZES, VOC, Case, Size, operation_cases
 
-__all__ = ["PARTS", "Job", "default", "measure", "operations", "predict", "quick", "scaling", "stages"]
+__all__ = ["INTERRUPTED", "PARTS", "Job", "default", "measure", "operations", "predict", "quick", "scaling", "stages"]
 
 SIDES = ("eager", "fcn_fast")
 # What is shown of the larger sizes, with everything at VOC's.
@@ -35,6 +35,7 @@ SWEEPS = {
     "image": [Size("image", 1, 21, side // 8, side // 8, 8) for side in (256, 512, 1024, 2048, 4096)],
     "batch": [Size("batch", batch, 21, 63, 63, 8) for batch in (1, 2, 4, 8, 16)],
 }
+INTERRUPTED = "interrupted"
 LONGEST = 2.0  # seconds of a call in a sweep
 
 
@@ -101,11 +102,13 @@ def default(device):
 
 
 def quick(device):
-    """A minute of it, without torch.compile."""
-    jobs = [Job(Case(name, VOC, way, kind), ("eager", "grouped", "fcn_fast"), 0.2) for name, kind, way in SHOWN]
-    jobs += [Job(nets.NetCase(stage), SIDES, 0.2) for stage in nets.STAGES]
+    """A minute of it, without torch.compile; on a GPU with the whole of FCN-8s too."""
+    kept = ("eager", "grouped", "fcn_fast", "canvas")
+    jobs = [Job(Case(name, VOC, way, kind), kept, 0.2) for name, kind, way in SHOWN]
+    nets_ = [job.case for job in stages(device) if device.type == "cuda" or job.case in map(nets.NetCase, nets.STAGES)]
     small = [job for job in scaling(device) if job.sweep in ("classes", "batch") and math.prod(job.case.high) < 3e7]
-    return jobs + [job for job in small if job.case.operation == "upsample_softmax_loss"]
+    sweeps = [job for job in small if job.case.operation == "upsample_softmax_loss"]
+    return jobs + [Job(case, kept, 0.2) for case in nets_] + sweeps
 
 
 PARTS = {"operations": operations, "stages": stages, "predict": predict, "scaling": scaling}
@@ -116,37 +119,40 @@ def measure(jobs, device):
     """Work through jobs, with a bar of the progress where there is a terminal.
 
     Returns:
-        (entries, notes): as :func:`fcn_fast.bench.run.measure` gives them, and a line for whatever was left out.
-        A variant that computes something else is a line that starts with ``WRONG``.
+        (entries, notes): as :func:`fcn_fast.bench.run.measure` gives them, and a line for whatever was left out. It
+        starts with ``WRONG`` where fcn_fast computes something else, with :data:`INTERRUPTED` where the user stopped.
     """
     entries, notes, before = [], [], {}
     threads = torch.get_num_threads()
     with tqdm(jobs, disable=None, leave=False, unit="case", file=sys.stderr) as progress:
-        for job in progress:
+        for i, job in enumerate(progress):
             progress.set_postfix_str(job.case.group)
-            variants = [v for v in job.case.variants if job.variants is None or v in job.variants]
-            if job.sweep:
-                variants = _in_time(job, variants, before, notes)
-            torch.set_num_threads(job.threads or threads)
             try:
-                found = run.measure(job.case, device, job.seconds, variants, check=not job.sweep) if variants else []
+                torch.set_num_threads(job.threads or threads)
+                entries += _measure(job, device, before, notes)
             except run.Skipped as reason:
                 notes.append(f"skipped: {reason}")
-                continue
             except run.WrongResult as reason:
                 notes.append(f"WRONG: {reason}")
-                continue
+            except KeyboardInterrupt:
+                notes.append(f"{INTERRUPTED} after {i} of {len(jobs)} cases")
+                break
             finally:
                 torch.set_num_threads(threads)
-            for entry in found:
-                if job.sweep:
-                    entry["sweep"] = job.sweep
-                    before[job.case.operation, entry["variant"]] = (
-                        _work(job.case),
-                        entry["milliseconds"]["median"] / 1e3,
-                    )
-            entries += found
     return entries, notes
+
+
+def _measure(job, device, before, notes):
+    variants = [v for v in job.case.variants if job.variants is None or v in job.variants]
+    if not job.sweep:
+        return run.measure(job.case, device, job.seconds, variants)
+    variants = _in_time(job, variants, before, notes)
+    entries = run.measure(job.case, device, job.seconds, variants, check=False) if variants else []
+    for entry in entries:
+        entry["sweep"] = job.sweep
+        seconds = entry["milliseconds"]["median"] / 1e3
+        before[job.case.operation, entry["variant"]] = (math.prod(job.case.high), seconds)
+    return entries
 
 
 def _in_time(job, variants, before, notes):
@@ -154,14 +160,10 @@ def _in_time(job, variants, before, notes):
     kept = []
     for variant in variants:
         work, seconds = before.get((job.case.operation, variant), (1, 0.0))
-        expected = seconds * _work(job.case) / work
+        expected = seconds * math.prod(job.case.high) / work
         if expected <= LONGEST:
             kept.append(variant)
         else:
             shape = "x".join(map(str, job.case.high))
             notes.append(f"skipped: {variant} {job.case.operation} {shape}: a call takes about {expected:.1f} s")
     return kept
-
-
-def _work(case):
-    return math.prod(case.high)
