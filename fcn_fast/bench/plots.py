@@ -148,7 +148,7 @@ def _draw_stages(rows):
             right.text(0, i, f"  {label}", va="center", size=8, color=INK)
     right.set_xlim(0, 1.6 * max(max(sum(times), sum(floors)) for _, times, floors in rows if floors))
     left.set_xlim(0, 1)
-    left.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    left.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     _dress(left, "FCN-8s at 500x500: share of each stage", "")
     _dress(right, "milliseconds, and the floor of this machine (black)", "")
     left.set_yticks(range(len(rows)), [label for label, *_ in rows])

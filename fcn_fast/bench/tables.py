@@ -187,9 +187,9 @@ def limits(record):
         ours = variants.get("fcn_fast")
         if ours and "limit" in ours and not group.startswith("FCN-8s "):
             limit = ours["limit"]
-            times = [figure(median(ours)), figure(limit["milliseconds"]), limit["by"], f"{limit['percent']:.0f} %"]
+            times = [figure(median(ours)), figure(limit["milliseconds"]), limit["by"], f"{limit['percent']:.0f}%"]
             rows.append(
-                [group, ours["bytes_formula"], *times, figure(ours["gb_per_s"]), f"{ours['percent_of_copy']:.0f} %"]
+                [group, ours["bytes_formula"], *times, figure(ours["gb_per_s"]), f"{ours['percent_of_copy']:.0f}%"]
             )
     return Table(["case", "bytes moved", "ms", "limit ms", "by", "reached", "GB/s", "of a copy"], rows)
 
