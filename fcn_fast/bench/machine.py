@@ -4,17 +4,19 @@ import functools
 import importlib.metadata
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import fcn_fast
 from fcn_fast import env
 
 __all__ = ["available_bytes", "facts", "rates"]
 
-SECONDS = 0.2  # of each rate
+SECONDS = 1.0  # of each rate
 
 
 def facts(device):
@@ -57,8 +59,9 @@ def rates(device, dtypes=("float32",)):
         dtypes: of the matrix products.
 
     Returns:
-        {"copy": bytes/s, read and written, of a copy far larger than the caches; dtype: FLOP/s of a matrix product;
-        on the CPU "exp": exponentials/s of torch.exp in float32, within the caches}.
+        {"copy": bytes/s, read and written, of a copy far larger than the caches; dtype: FLOP/s of a matrix product,
+        on the CPU of a 3x3 convolution, which reaches more there than the BLAS of some builds; on the CPU "exp":
+        exponentials/s of torch.exp in float32, within the caches}.
     """
     dtypes = ("float32", *(dtype for dtype in dtypes if dtype != "float32"))
     found = {"copy": _copy_rate(device, torch.get_num_threads())}
@@ -81,7 +84,7 @@ def available_bytes(device):
         limits.append(int(limit) - int(used))
     if not limits and hasattr(os, "sysconf"):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
-    return min(limits)
+    return min(limits, default=sys.maxsize)
 
 
 # Threads are among the arguments so that a rate is kept for each number of them.
@@ -95,10 +98,15 @@ def _copy_rate(device, _threads):
 
 @functools.cache
 def _matrix_rate(device, dtype, _threads):
-    n = 2048 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    if device.type == "cpu":
+        channels, side = 256, 64
+        x = torch.randn(1, channels, side, side, dtype=getattr(torch, dtype))
+        weight = torch.randn(channels, channels, 3, 3, dtype=x.dtype)
+        return 18 * (channels * side) ** 2 / _seconds(lambda: F.conv2d(x, weight, padding=1), device)
+    n = 8192
+    a, b = (torch.randn(n, n, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
     out, precision = torch.empty_like(a), torch.get_float32_matmul_precision()
-    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:  # the units that convolutions use
+    if torch.backends.cudnn.allow_tf32:  # the units that convolutions use
         torch.set_float32_matmul_precision("high")
     try:
         return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
