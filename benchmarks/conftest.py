@@ -108,7 +108,9 @@ def measure(benchmark, device):
             run.check_memory(case, device, [variant])
         except run.Skipped as reason:
             pytest.skip(str(reason))
-        calls, errors = run.calls_of(case, device, [variant])
+        calls, errors, notes = run.calls_of(case, device, [variant])
+        if notes:
+            pytest.skip(notes[0])
         call = calls[variant]
 
         def timed(*prepared):

@@ -138,7 +138,7 @@ def test_records_come_back(record, tmp_path):
 
 
 def test_what_was_interrupted_keeps_what_it_has(tmp_path, monkeypatch, capsys):
-    calls = iter([[{"group": "a"}], KeyboardInterrupt()])
+    calls = iter([([{"group": "a"}], []), KeyboardInterrupt()])
 
     def measure(*args, **kwargs):
         result = next(calls)

@@ -1,7 +1,7 @@
 """Peak memory of a call, above what is held before it."""
 
 import atexit
-import concurrent.futures
+import concurrent.futures.process
 import functools
 import multiprocessing
 import os
@@ -35,7 +35,11 @@ def peak_bytes(case, variant, call, device):
         return torch.cuda.max_memory_allocated(device) - before
     if not Path("/proc/self/clear_refs").exists():
         return None
-    return _process().submit(_resident_growth, case, variant, torch.get_num_threads()).result()
+    try:
+        return _process().submit(_resident_growth, case, variant, torch.get_num_threads()).result()
+    except concurrent.futures.process.BrokenProcessPool:  # killed, most likely for its memory
+        _process.cache_clear()
+        return None
 
 
 @functools.cache

@@ -9,10 +9,20 @@ from fcn_fast.bench import machine
 from fcn_fast.bench.memory import peak_bytes
 from fcn_fast.bench.timing import Call, graph_times, input_sets, interleave, statistics_of
 
-__all__ = ["Skipped", "WrongResult", "calls_of", "check_memory", "cuda_graph", "error_of", "measure", "use"]
+__all__ = [
+    "Skipped",
+    "WrongResult",
+    "calls_of",
+    "check_memory",
+    "cuda_graph",
+    "error_of",
+    "first_line",
+    "measure",
+    "use",
+]
 
 OURS = ("fcn_fast", "canvas")
-LAUNCH_BOUND = 2.0  # ms; what takes less on a GPU is measured as a CUDA graph too
+LAUNCH_BOUND = 5.0  # ms; what takes less on a GPU is measured as a CUDA graph too
 
 
 class Skipped(Exception):
@@ -23,7 +33,7 @@ class WrongResult(AssertionError):
     """A variant that does not compute what it should."""
 
 
-def measure(case, device, seconds=0.7, variants=None, check=True):
+def measure(case, device, seconds=0.5, variants=None, check=True):
     """Measure a case.
 
     Args:
@@ -34,7 +44,8 @@ def measure(case, device, seconds=0.7, variants=None, check=True):
         check: whether to measure errors.
 
     Returns:
-        One dict for each variant: the facts of the case, milliseconds, use of the machine, error and peak memory.
+        (entries, notes): for each variant the facts of the case, milliseconds, use of the machine, error and peak
+        memory; a line for each that PyTorch fails in, as torch.compile does where there is no compiler.
 
     Raises:
         Skipped: too little memory.
@@ -43,17 +54,17 @@ def measure(case, device, seconds=0.7, variants=None, check=True):
     variants = case.variants if variants is None else [v for v in case.variants if v in variants]
     check_memory(case, device, variants, check)
     try:
-        calls, errors = calls_of(case, device, variants, check)
+        calls, errors, notes = calls_of(case, device, variants, check)
         samples = interleave(calls, device, seconds)
-        return [_entry(case, device, variant, calls[variant], samples[variant], errors) for variant in variants]
+        return [_entry(case, device, v, calls[v], samples[v], errors.get(v)) for v in calls], notes
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
-        raise Skipped(f"{case.group}: {str(error).splitlines()[0]}") from error
+        raise Skipped(f"{case.group}: {first_line(error)}") from error
     finally:
         torch.compiler.reset()
 
 
-def _entry(case, device, variant, call, samples, errors):
+def _entry(case, device, variant, call, samples, error):
     times = {f"{kind}milliseconds": statistics_of(values) for kind, values in samples.items()}
     if device.type == "cuda" and times["event_milliseconds"]["median"] < LAUNCH_BOUND:
         times |= cuda_graph(call)
@@ -64,7 +75,7 @@ def _entry(case, device, variant, call, samples, errors):
         "threads": torch.get_num_threads(),
         **times,
         **use(case, device, times),
-        **({"error": errors[variant], "error_against": case.against} if variant in errors else {}),
+        **({} if error is None else {"error": error, "error_against": case.against}),
         "peak_bytes": peak_bytes(case, variant, call, device),
     }
 
@@ -77,22 +88,38 @@ def check_memory(case, device, variants, check=True):
 
 
 def calls_of(case, device, variants, check=True):
-    """({variant: :class:`Call`}, {variant: error}), warmed up; without errors unless they are to be checked.
+    """The variants, each run once.
+
+    Returns:
+        ({variant: :class:`Call`}, {variant: error}, notes): errors only if they are to be checked; a line for each
+        variant that PyTorch fails in.
 
     Raises:
         WrongResult: fcn_fast is further off than the case tolerates.
     """
     sets = _inputs(case, device)
-    calls, errors = {}, {}
+    calls, errors, notes = {}, {}, []
     for variant in variants:
-        call = calls[variant] = Call(case.function(variant, device), sets, case.direction)
-        results = call(*call.prepare())
+        try:
+            call = Call(case.function(variant, device), sets, case.direction)
+            results = call(*call.prepare())
+        except Exception as error:
+            if variant in OURS or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            notes.append(f"{variant} {case.group}: {first_line(error)}")
+            continue
+        calls[variant] = call
         if check:
             error, tolerance = error_of(results, _expected(case, device)), case.tolerance(device)
             if variant in OURS and error > tolerance:
                 raise WrongResult(f"{case.group}: expected an error of at most {tolerance:g}, got {error:.2g}")
             errors[variant] = error
-    return calls, errors
+    return calls, errors, notes
+
+
+def first_line(error):
+    """What an exception says, as far as a line holds it."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 @functools.lru_cache(maxsize=1)
@@ -122,8 +149,7 @@ def error_of(results, expected):
 def use(case, device, times):
     """Bytes a second, and how near to the machine's limit the median comes, as far as the case says."""
     rates = machine.rates(device, (case.dtype,))
-    best = next(kind for kind in ("graph_", "event_", "") if "median" in times.get(f"{kind}milliseconds", {}))
-    milliseconds = times[f"{best}milliseconds"]["median"]
+    milliseconds = (times.get("event_milliseconds") or times["milliseconds"])["median"]
     found = {}
     if "bytes" in case.facts:
         rate = 1e3 * case.facts["bytes"] / milliseconds
@@ -148,7 +174,7 @@ def cuda_graph(call):
         return {"graph_milliseconds": statistics_of(graph_times(call))}
     except RuntimeError as error:
         torch.cuda.synchronize()
-        return {"graph_milliseconds": {"error": str(error).splitlines()[0]}}
+        return {"graph_milliseconds": {"error": first_line(error)}}
 
 
 def _round(value):

@@ -105,10 +105,10 @@ def quick(device):
     """A minute of it, without torch.compile; on a GPU with the whole of FCN-8s too."""
     kept = ("eager", "grouped", "fcn_fast", "canvas")
     jobs = [Job(Case(name, VOC, way, kind), kept, 0.2) for name, kind, way in SHOWN]
-    nets_ = [job.case for job in stages(device) if device.type == "cuda" or job.case in map(nets.NetCase, nets.STAGES)]
+    parts = [job.case for job in stages(device) if device.type == "cuda" or job.case in map(nets.NetCase, nets.STAGES)]
     small = [job for job in scaling(device) if job.sweep in ("classes", "batch") and math.prod(job.case.high) < 3e7]
     sweeps = [job for job in small if job.case.operation == "upsample_softmax_loss"]
-    return jobs + [Job(case, kept, 0.2) for case in nets_] + sweeps
+    return jobs + [Job(case, kept, 0.2) for case in parts] + sweeps
 
 
 PARTS = {"operations": operations, "stages": stages, "predict": predict, "scaling": scaling}
@@ -120,7 +120,8 @@ def measure(jobs, device):
 
     Returns:
         (entries, notes): as :func:`fcn_fast.bench.run.measure` gives them, and a line for whatever was left out. It
-        starts with ``WRONG`` where fcn_fast computes something else, with :data:`INTERRUPTED` where the user stopped.
+        starts with ``WRONG`` where fcn_fast fails or computes something else, with :data:`INTERRUPTED` where the user
+        stopped; the other cases are measured all the same.
     """
     entries, notes, before = [], [], {}
     threads = torch.get_num_threads()
@@ -132,11 +133,11 @@ def measure(jobs, device):
                 entries += _measure(job, device, before, notes)
             except run.Skipped as reason:
                 notes.append(f"skipped: {reason}")
-            except run.WrongResult as reason:
-                notes.append(f"WRONG: {reason}")
             except KeyboardInterrupt:
                 notes.append(f"{INTERRUPTED} after {i} of {len(jobs)} cases")
                 break
+            except Exception as error:
+                notes.append(f"WRONG: {job.case.group}: {run.first_line(error)}")
             finally:
                 torch.set_num_threads(threads)
     return entries, notes
@@ -144,14 +145,17 @@ def measure(jobs, device):
 
 def _measure(job, device, before, notes):
     variants = [v for v in job.case.variants if job.variants is None or v in job.variants]
-    if not job.sweep:
-        return run.measure(job.case, device, job.seconds, variants)
-    variants = _in_time(job, variants, before, notes)
-    entries = run.measure(job.case, device, job.seconds, variants, check=False) if variants else []
-    for entry in entries:
-        entry["sweep"] = job.sweep
-        seconds = entry["milliseconds"]["median"] / 1e3
-        before[job.case.operation, entry["variant"]] = (math.prod(job.case.high), seconds)
+    if job.sweep:
+        variants = _in_time(job, variants, before, notes)
+    if not variants:
+        return []
+    entries, failed = run.measure(job.case, device, job.seconds, variants, check=not job.sweep)
+    notes += [f"left out: {line}" for line in failed]
+    if job.sweep:
+        for entry in entries:
+            entry["sweep"] = job.sweep
+            seconds = entry["milliseconds"]["median"] / 1e3
+            before[job.case.operation, entry["variant"]] = (math.prod(job.case.high), seconds)
     return entries
 
 
