@@ -160,7 +160,7 @@ def _grid(input, size, scale_factor, mode, align_corners, rest):
         return None
     if len(input.shape) != 4 or 0 in input.shape or (size is None) == (scale_factor is None):
         return None
-    if not isinstance(size, (int, tuple, list, torch.SymInt, type(None))):
+    if not isinstance(size, (int, tuple, list, torch.SymInt, type(None))) or torch.jit.is_tracing():
         return None
     return BilinearGrid.interpolate(input.shape[-2:], size, scale_factor, bool(align_corners))
 

@@ -16,6 +16,7 @@ from torch import nn
 from fcn_fast import ops
 from fcn_fast.patch.deferred import Deferred, resize
 from fcn_fast.patch.rewrite import Site, rewrite
+from fcn_fast.patch.source import CannotRewriteError
 
 __all__ = ["makes_label_maps", "members", "remarks"]
 
@@ -28,7 +29,7 @@ def members(cls, sites, left):
         sites["post_process_semantic_segmentation"] = (Site("", "argmax of upsampled logits", "upsample_argmax"),)
         return {"post_process_semantic_segmentation": post_process_semantic_segmentation}
     if cls.__name__.endswith(_SEMANTIC) and isinstance(getattr(cls, "loss_function", None), property):
-        return _loss_function(cls, sites)
+        return _loss_function(cls, sites, left)
     scores = _scores_of(cls, left)
     if scores is None:
         return {}
@@ -52,12 +53,18 @@ def remarks(module, operations):
             yield "its loss", f"no upsampling into a cross entropy is found in its code (transformers {version})"
 
 
-def _loss_function(cls, sites):
+def _loss_function(cls, sites, left):
     """The property loss_function, with transformers' loss for semantic segmentation rewritten."""
     utilities = sys.modules.get("transformers.loss.loss_utils")
     theirs = getattr(utilities, "LOSS_MAPPING", {}).get(_SEMANTIC)
-    rewritten = rewrite(theirs, takes_deferred=True) if theirs else None
-    if rewritten is None or "loss_function" not in _names(cls.forward):
+    if theirs is None or "loss_function" not in _names(cls.forward):
+        return {}
+    try:
+        rewritten = rewrite(theirs, takes_deferred=True)
+    except CannotRewriteError as error:
+        left["loss_function"] = str(error)
+        return {}
+    if rewritten is None:
         return {}
     inherited = cls.loss_function
     ours, sites["loss_function"] = rewritten

@@ -65,6 +65,15 @@ def test_patched_after_it_was_compiled(device, compile):
     torch.testing.assert_close(compiled(*inputs)[0], expected)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_traced_nets_run_the_models_own_code(net, device):
+    images, labels = batch(device=device)
+    traced = torch.jit.trace(net, (images, labels))
+    assert "fcn_fast::" not in str(traced.inlined_graph) and "upsample_bilinear2d" in str(traced.inlined_graph)
+    inputs = batch(seed=1, device=device)
+    torch.testing.assert_close(traced(*inputs), net(*inputs))
+
+
 CRITERIA = [
     nn.CrossEntropyLoss(ignore_index=255, label_smoothing=0.1),
     nn.CrossEntropyLoss(torch.rand(CLASSES), ignore_index=255, global_mean=True),
