@@ -231,10 +231,11 @@ struct Rows {
   }
 };
 
-// A thread's part in copying a block's rows, 16 bytes at a time where ``from`` is aligned; copy(from, to) does 16 bytes.
+// A thread's part in copying a block's rows, 16 bytes at a time where they are aligned; copy(from, to) does 16 bytes.
 template <class T, class F> FCN_FAST_HOST_DEVICE void copy_rows(const T* from, T* to, int32_t count, int thread, int threads, const F& copy) {
   constexpr int kPack = 16 / sizeof(T);
-  const int32_t packed = reinterpret_cast<uintptr_t>(from) % 16 == 0 ? count / kPack * kPack : 0;
+  const bool aligned = (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0;
+  const int32_t packed = aligned ? count / kPack * kPack : 0;
   for (int32_t i = thread * kPack; i < packed; i += threads * kPack) copy(from + i, to + i);
   for (int32_t i = packed + thread; i < count; i += threads) to[i] = from[i];
 }
