@@ -72,7 +72,7 @@ MODELS = {
     "MobileNetV2-1.0, DeepLabV3+": ("MobileNetV2ForSemanticSegmentation", "MobileNetV2Config", {}, (2, 512)),
 }
 PROCESSOR = "SegFormer's label maps"
-ROUNDS = 5
+ROUNDS = 4
 
 
 def build(name, quick):
