@@ -38,7 +38,13 @@ def test_prints_the_table_and_writes_the_pictures(narrow, tmp_path, capsys):
     for label in ("fusion and upsampling", "loss, forward and backward", "label map"):
         assert re.search(rf"^{label}.*\d\.\d\dx$", out, re.MULTILINE)
     assert "agreement:  yes" in out and "equal labels: " in out
-    for name, size in (("fcn_fast_labels.png", (320, 124)), ("fcn_fast_stages.png", (1500, 900))):
+    assert numbers(lines["trained"])[-1] > 0.8
+    pictures = {
+        "fcn_fast_labels.png": (320, 124),
+        "fcn_fast_stages.png": (1500, 900),
+        "fcn_fast_shapes.png": (792, 1072),
+    }
+    for name, size in pictures.items():
         path = tmp_path / "new" / "folder" / name
         assert str(path) in out
         with Image.open(path) as image:

@@ -50,7 +50,6 @@ def _counts(target):
 RULES = {
     "cells 1/2": functools.partial(_cells, 1 / 2),
     "cells 1/4": functools.partial(_cells, 1 / 4),
-    "uniform 1/10": functools.partial(_uniform, 1 / 10),
     "uniform 1/100": functools.partial(_uniform, 1 / 100),
     "poisson 1/100": functools.partial(_poisson, 1 / 100),
     "balanced": _balanced,

@@ -1,6 +1,7 @@
 """``fcn-fast train``: a training run with its log, checkpoints and pictures, in one process or several."""
 
 import contextlib
+import copy
 import csv
 import itertools
 import math
@@ -91,7 +92,7 @@ def _train(config, out, init, device):
         run.restore()
     mean_iu = run.to_the_end()
     if _rank() == 0:
-        models.save_safetensors(model, out / "weights.safetensors")
+        models.save_safetensors(copy.deepcopy(model).half() if config.half else model, out / "weights.safetensors")
         print(f"{out / 'weights.safetensors'}: {config.model}, mean IU {mean_iu:.4f} on held-out images")
     if dist.is_initialized():
         dist.barrier()

@@ -41,6 +41,7 @@ class Config:
     width: float = _option(1.0, "multiplies the channels of the net")
     padding: str = _option("caffe", "geometry of the net", choices=("caffe", "lean"))
     learned_upsampling: str = _option("", "learn the upsampling filters", choices=("dense", "grouped"))
+    half: bool = _option(False, "write the trained weights in float16")
     seed: int = _option(0, "of the first weights, the order of the images and dropout")
     workers: int = _option(0, "processes that load images", metavar="N")
     device: str = _option("", "default: cuda where there is a GPU", choices=("cpu", "cuda"))

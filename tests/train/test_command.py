@@ -58,6 +58,14 @@ def test_writes_log_weights_checkpoint_and_pictures(tmp_path, capsys, seed):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_half_precision_halves_the_file(tmp_path):
+    train(tmp_path / "whole", "--steps", 1)
+    train(tmp_path / "half", "--steps", 1, "--half")
+    whole, half = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "half"))
+    assert all(torch.equal(half[name], whole[name].half()) for name in whole)
+    assert models.from_safetensors(tmp_path / "half" / "weights.safetensors").stage3.fc7.weight.dtype == torch.float32
+
+
 def test_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, capsys, monkeypatch, seed):
     flags = ["--steps", 7, "--checkpoint-every", 2, "--eval-every", 0, "--seed", seed]
     train(tmp_path / "whole", *flags)
