@@ -116,7 +116,10 @@ def compare(case):
     grad_output = case.grad_output()
     exact = [output.detach(), *torch.autograd.grad(output, inputs, grad_output.double())]
     actual = case.with_grad(grad_output)
-    sizes = linear_sizes(case, grad_output) if case.op.kind == "linear" else loss_sizes(case, grad_output)
+    sizes = case.sizes(grad_output)
+    if case.op.kind == "loss":  # off by as much as its logits are rounded
+        logits = case.inputs[0].double().abs()
+        sizes = [size * (1 + (logits.max().item() if logits.numel() else 0)) for size in sizes]
     return max(error(a, e, size) for a, e, size in zip(actual, exact, sizes, strict=True))
 
 
@@ -143,32 +146,6 @@ def error(actual, exact, size):
     if ratio > 1:
         raise AssertionError(f"off by {ratio:.3g} of what is allowed")
     return ratio
-
-
-def linear_sizes(case, grad_output):
-    """The sums of the sizes of what each number of the results is a sum of."""
-    inputs = [x.detach().double().nan_to_num(0, 0, 0).abs().requires_grad_() for x in case.inputs]
-    output = case.exactly(*inputs)
-    return [output.detach(), *torch.autograd.grad(output, inputs, grad_output.double().abs())]
-
-
-def loss_sizes(case, grad_output):
-    """A pixel's loss and its gradients are off by as much as its logits are rounded, times what the pixel counts."""
-    (logits,), (target, weight, pixel_weight) = case.inputs, case.others
-    ignore_index, reduction, smoothing = case.rest[-5:-2]
-    counts = (target != ignore_index).double()
-    total = counts if weight is None else counts * weight[target.long().clamp(0, len(weight) - 1)]
-    counts = counts if weight is None else counts * weight.max()
-    if pixel_weight is not None:
-        counts, total = counts * pixel_weight, total * pixel_weight
-    pixels, batch = max(target.numel(), 1), max(target.shape[0], 1)
-    scale = (1, 1 / total.sum().item() if total.any() else 0, 1, 1 / pixels, 1 / batch)[reduction]
-    counts = counts * scale * (1 + (logits.double().abs().max().item() if logits.numel() else 0))
-    each = counts * grad_output.double().abs()
-    each = each.unsqueeze(1).expand(-1, logits.shape[1], *each.shape[1:])
-    if case.op.upsamples:
-        each = reference.bilinear_upsample_backward(each, logits.shape[-2:], case.rest[3])
-    return [counts if reduction == 0 else counts.sum(), each]
 
 
 def compare_labels(case):

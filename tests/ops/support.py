@@ -180,10 +180,11 @@ def as_pytorch(function, inputs, grad_output):
     return with_grad(function, [x.cpu() for x in inputs], grad_output.cpu().to(dtype))
 
 
-def assert_near(actual, exact, plain=None):
+def assert_near(actual, exact, plain=None, size=None):
     """actual is within 1e-6 of exact, relative to the largest (float64: 1e-12; half precision: half a last place).
 
-    Where PyTorch's own answer at this dtype, plain, is further off than that, actual may be twice as far as it.
+    Where PyTorch's own answer at this dtype, plain, is further off than that, actual may be twice as far as it; and off
+    by eight roundings of what it is a sum of, size.
     """
     assert actual.shape == exact.shape
     if not exact.numel():
@@ -192,22 +193,25 @@ def assert_near(actual, exact, plain=None):
     allowed = relative * exact.abs().max().item()
     if plain is not None:
         allowed = max(allowed, 2 * (plain.double() - exact).abs().max().item())
+    if size is not None:
+        eps = torch.finfo(torch.promote_types(actual.dtype, torch.float32)).eps
+        allowed = max(allowed, 8 * eps * size.max().item())
     error = (actual.double().cpu() - exact).abs().max().item()
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
 
-def assert_all_near(actual, exact, plain):
-    for a, e, p in zip(actual, exact, plain, strict=True):
-        assert_near(a, e, p)
+def assert_all_near(actual, exact, plain, sizes):
+    for each in zip(actual, exact, plain, sizes, strict=True):
+        assert_near(*each)
 
 
-def assert_loss_near(actual, function, logits, grad_output):
+def assert_loss_near(actual, function, logits, grad_output, size=None):
     """A loss and its gradient against function in float64; the loss is float32 at least, whatever the logits are."""
     (loss, grad), dtype = actual, torch.promote_types(logits.dtype, torch.float32)
     assert loss.dtype == dtype and grad.dtype == logits.dtype
     exact = exactly(function, [logits], grad_output)
     assert_near(loss, exact[0], as_pytorch(function, [logits.to(dtype)], grad_output)[0])
-    assert_near(grad, exact[1], as_pytorch(function, [logits], grad_output)[1])
+    assert_near(grad, exact[1], as_pytorch(function, [logits], grad_output)[1], size)
 
 
 def labels(*shape, classes, dtype=torch.int64, ignore_index=255, device="cpu"):

@@ -117,11 +117,11 @@ class Case:
             return [labels]
         fast, plain = self.of_inputs(self.fast), self.of_inputs(self.plain)
         grad_output = self.grad_output(grad_layout)
-        actual = with_grad(fast, self.inputs, grad_output)
+        actual, sizes = with_grad(fast, self.inputs, grad_output), self.sizes(grad_output)
         if self.op.kind == "loss":
-            assert_loss_near(actual, plain, *self.inputs, grad_output)
+            assert_loss_near(actual, plain, *self.inputs, grad_output, size=sizes[1])
         else:
-            assert_all_near(actual, *(f(plain, self.inputs, grad_output) for f in (exactly, as_pytorch)))
+            assert_all_near(actual, *(f(plain, self.inputs, grad_output) for f in (exactly, as_pytorch)), sizes)
         return actual
 
     def grad_output(self, layout="contiguous"):
@@ -130,6 +130,31 @@ class Case:
         if output.dim() != 4:
             layout = "contiguous"
         return randn(*output.shape, dtype=output.dtype, device=output.device, layout=layout)
+
+    def sizes(self, grad_output):
+        """What the numbers of the output and of each gradient are sums of, all taken as positive.
+
+        Roundings are relative to these: a sum of large numbers can be small. Of a loss they are the weights alone,
+        which a pixel's own loss and gradient are multiplied by.
+        """
+        grad_output = grad_output.double().abs()
+        if self.op.kind == "linear":
+            inputs = [x.detach().double().nan_to_num(0, 0, 0).abs().requires_grad_() for x in self.inputs]
+            output = self.exactly(*inputs)
+            return [output.detach(), *torch.autograd.grad(output, inputs, grad_output)]
+        (logits,), (target, weight, pixel_weight) = self.inputs, self.others
+        ignore_index, reduction = self.rest[-5:-3]
+        counts = (target != ignore_index).double()
+        total = counts if weight is None else counts * weight[target.long().clamp(0, len(weight) - 1)]
+        counts = counts if weight is None else counts * weight.max()
+        if pixel_weight is not None:
+            counts, total = counts * pixel_weight, total * pixel_weight
+        pixels, batch = max(target.numel(), 1), max(target.shape[0], 1)
+        counts = counts * (1, 1 / total.sum().item() if total.any() else 0, 1, 1 / pixels, 1 / batch)[reduction]
+        each = (counts * grad_output).unsqueeze(1).expand(-1, logits.shape[1], *target.shape[1:])
+        if self.op.upsamples:
+            each = reference.bilinear_upsample_backward(each, logits.shape[-2:], self.rest[3])
+        return [counts if reduction == 0 else counts.sum(), each]
 
     def with_grad(self, grad_output):
         """The operation's output and the gradients of its inputs."""
