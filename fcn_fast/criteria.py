@@ -63,7 +63,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 class MMSegCrossEntropyLoss(nn.Module):
     """mmsegmentation's CrossEntropyLoss, the softmax one, called as there, on scores at the label's size or lower.
 
-    Its mean is over all pixels, the ignored ones too, unless ``avg_non_ignore``; ``weight`` and ``avg_factor`` of a call
+    Its mean is over all pixels, the ignored ones too, unless ``avg_non_ignore``; a call's ``weight`` and ``avg_factor``
     are the pixels' weights and what the sum is divided by.
 
     Raises:
