@@ -21,7 +21,7 @@ GFLOP = {"caffe": (181.8, 91.4, 88.8), "lean": (93.0, 46.8, 75.9)}
 @pytest.fixture(autouse=True)
 def rates(monkeypatch):
     """A machine whose rates need not be measured."""
-    found = {"copy": 2e10, "float32": 2e11, "exp": 3e9}
+    found = {"copy": 2e10, "float32": 2e11, "multiply_add": 1e11}
     monkeypatch.setattr(machine, "rates", lambda device, dtypes: found)
 
 
@@ -117,13 +117,13 @@ def test_floor_of_the_stages_on_an_h100():
 
 def test_limit_of_an_operation():
     case = Case("upsample_softmax_loss", Size("test", 1, 10, 8, 8, 8), "both")
-    rates = {"copy": 1e9, "float32": 2e9, "exp": 1e8}
+    rates = {"copy": 1e9, "multiply_add": 1e9}
     logits, low, labels = 10 * 64 * 64, 4 * 10 * 8 * 8, 8 * 64 * 64
     limit = case.limit(rates)
     assert limit.memory == pytest.approx((3 * low + 2 * labels) / 1e9)
-    assert limit.arithmetic == pytest.approx(5 * logits / 1e9 + logits / 4 / 1e8)
+    assert limit.arithmetic == pytest.approx((5 + 16 / 4) * logits / 1e9)
     assert limit.by == "arithmetic" and limit.seconds == limit.arithmetic
-    assert case.limit({"copy": 1e9, "float32": 2e9}).by == "memory"
+    assert case.limit({"copy": 1e9}).by == "memory"
 
 
 def test_a_measurement_says_how_near_to_the_machine_it_comes(size, device):
@@ -155,8 +155,7 @@ def test_rates_are_work_over_time(monkeypatch):
     rates = {name: rate.__wrapped__ for name, rate in vars(machine).items() if name.endswith("_rate")}
     assert rates["_copy_rate"](CPU, 1) == 2 * max(cache, 2**28) / 0.5
     assert rates["_matrix_rate"](CPU, "bfloat16", 1) == 2 * 256 * 256 * 9 * 64 * 64 / 0.5
-    assert rates["_exp_rate"](2) == 16 * 2 * 2**16 / 0.5
-    assert len(work_done) == len(rates) == 3
+    assert len(work_done) == len(rates) == 2
 
 
 def test_statistics():
@@ -253,9 +252,9 @@ def test_fitted_laws_find_what_made_the_points():
     terms = [(1, random.uniform(1, 100), random.uniform(1, 100)) for _ in range(9)]
     values = [sum(a * b for a, b in zip(wanted, row, strict=True)) for row in terms]
     found, off = scaling.fit(terms, values)
-    assert found == pytest.approx(wanted) and off < 1e-9
+    assert found == pytest.approx(wanted) and off[-1] < 1e-9
     found, off = scaling.fit([(1, x) for x in (1, 2, 3)], [3.0, 2.0, 1.0])  # falls: no law without a negative part
-    assert found[1] == 0 and found[0] > 0 and off > 0.1
+    assert found[1] == 0 and found[0] > 0 and off[-1] > 0.1
 
 
 def test_what_the_default_and_the_record_measure():

@@ -27,6 +27,7 @@ KINDS = {
     "upsample_argmax": ("smooth", "random"),
 }
 DTYPES, LAYOUTS = ("float32", "bfloat16", "float16"), ("contiguous", "channels_last")
+LOSS_SCALE = 1024.0  # without one the gradients of a mean over a million pixels are zero in float16
 CROP = 9  # of the skip that a deconvolution is fused with, at each side
 
 
@@ -167,9 +168,11 @@ class Case:
         return [scores, self._labels(device)] if self.operation == "upsample_softmax_loss" else [scores]
 
     def grad_output(self, device):
-        """What the gradients start from; None where that is a loss."""
-        if self.direction == "forward" or self.operation.endswith("loss"):
+        """What the gradients start from: of a loss 1 (None), in float16 as much as a scaler would have."""
+        if self.direction == "forward":
             return None
+        if self.operation.endswith("loss"):
+            return torch.tensor(LOSS_SCALE, device=device) if self.dtype == "float16" else None
         return self._scores(self.high, device)
 
     def function(self, variant, device):

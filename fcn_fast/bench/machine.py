@@ -60,14 +60,14 @@ def rates(device, dtypes=("float32",)):
 
     Returns:
         {"copy": bytes/s, read and written, of a copy far larger than the caches; dtype: FLOP/s of a matrix product,
-        on the CPU of a 3x3 convolution, which reaches more there than the BLAS of some builds; on the CPU "exp":
-        exponentials/s of torch.exp in float32, within the caches}.
+        on the CPU of a 3x3 convolution, which reaches more there than the BLAS of some builds; on the CPU
+        "multiply_add": float32 multiply-adds/s, by that convolution too}.
     """
     dtypes = ("float32", *(dtype for dtype in dtypes if dtype != "float32"))
     found = {"copy": _copy_rate(device, torch.get_num_threads())}
     found |= {dtype: _matrix_rate(device, dtype, torch.get_num_threads()) for dtype in dtypes}
     if device.type == "cpu":
-        found["exp"] = _exp_rate(torch.get_num_threads())
+        found["multiply_add"] = found["float32"] / 2
     return found
 
 
@@ -112,18 +112,6 @@ def _matrix_rate(device, dtype, _threads):
         return 2 * n**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-@functools.cache
-def _exp_rate(threads):
-    x = torch.randn(threads << 16)  # 256 KB a thread, and as much for the result
-    out = torch.empty_like(x)
-
-    def exp():
-        for _ in range(16):
-            torch.exp(x, out=out)
-
-    return 16 * x.numel() / _seconds(exp, x.device)
 
 
 def _seconds(call, device):

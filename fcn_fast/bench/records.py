@@ -10,6 +10,7 @@ from fcn_fast.command import InputError
 __all__ = ["baseline_of", "groups_of", "load", "median", "new", "noisy", "save", "times_of"]
 
 BASELINES = ("eager", "grouped")
+FEW = 10  # samples; the quartiles of less say little
 
 
 def new(device, entries, notes):
@@ -84,9 +85,11 @@ def median(entry):
 
 
 def noisy(one, other):
-    """Whether the middle halves of two entries' times overlap: what lies between them may be noise."""
+    """Whether two entries' times overlap, so that what lies between them may be noise: the middle halves of them, or,
+    where one has few, all."""
     one, other = times_of(one), times_of(other)
-    return one["q1"] <= other["q3"] and other["q1"] <= one["q3"]
+    low, high = ("q1", "q3") if min(one["rounds"], other["rounds"]) >= FEW else ("min", "max")
+    return one[low] <= other[high] and other[low] <= one[high]
 
 
 def _load(path):
@@ -98,7 +101,7 @@ def _load(path):
     try:
         record = json.loads(text)
         for entry in record["entries"]:
-            entry["group"], entry["variant"], entry["milliseconds"]["median"], entry["milliseconds"]["q1"]
+            entry["group"], entry["variant"], entry["milliseconds"]["median"], entry["milliseconds"]["rounds"]
         record["environment"]["rates"], record["notes"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"record: expected what `fcn-fast bench --json` writes, got {path}") from error

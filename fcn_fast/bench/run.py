@@ -75,7 +75,7 @@ def _entry(case, device, variant, call, samples, error):
         "threads": torch.get_num_threads(),
         **times,
         **use(case, device, times),
-        **({} if error is None else {"error": error, "error_against": case.against}),
+        **({} if error is None else {"error": error if math.isfinite(error) else None, "error_against": case.against}),
         "peak_bytes": peak_bytes(case, variant, call, device),
     }
 

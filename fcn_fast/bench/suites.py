@@ -70,13 +70,13 @@ def operations(device):
 
 def stages(device):
     """FCN-8s stage by stage."""
-    return [Job(case, seconds=4) for case in nets.stage_cases(device)]
+    return [Job(case, seconds=8) for case in nets.stage_cases(device)]
 
 
 def predict(device):
     """FCN-8s from image to label map."""
-    large = [Job(case, SIDES, seconds=1) for case in nets.predict_cases([(1024, 2048)])]
-    return [Job(case, seconds=1) for case in nets.predict_cases([(500, 500)])] + large
+    large = [Job(case, SIDES) for case in nets.predict_cases([(1024, 2048)])]
+    return [Job(case, seconds=8) for case in nets.predict_cases([(500, 500)])] + large
 
 
 def scaling(device):

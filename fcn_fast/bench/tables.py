@@ -95,11 +95,12 @@ def machine(record):
 
 def rates(record):
     """One line: what the machine reaches at the simplest things."""
-    found = dict(record["environment"]["rates"])
-    parts = [f"copy {figure(found.pop('copy') / 1e9)} GB/s"]
-    if "exp" in found:
-        parts.append(f"{figure(found.pop('exp') / 1e9)} G exponentials/s")
-    parts += [f"matrix product in {dtype} {figure(rate / 1e9)} GFLOP/s" for dtype, rate in found.items()]
+    environment = record["environment"]
+    work = "matrix product" if environment["device_type"] == "cuda" else "convolution"
+    parts = [f"copy {figure(environment['rates']['copy'] / 1e9)} GB/s"]
+    for dtype in ("float32", "bfloat16", "float16"):
+        if dtype in environment["rates"]:
+            parts.append(f"{work} in {dtype} {figure(environment['rates'][dtype] / 1e9)} GFLOP/s")
     return "machine: " + ", ".join(parts)
 
 
@@ -203,7 +204,7 @@ def cases(record):
             times = entry["milliseconds"]
             spread = f"{figure(times['q1'])} to {figure(times['q3'])}"
             ratio = "" if baseline in (None, entry) else _ratio(baseline, entry)
-            error = f"{entry['error']:.1e}" if "error" in entry else ""
+            error = "not a number" if entry["error"] is None else f"{entry['error']:.1e}"
             cells = [figure(times["median"]), spread, *_gpu(entry), ratio, error, _mebibytes(entry)]
             rows.append([group, variant, *cells])
     gpu = ["event ms", "graph ms"] if record["environment"]["device_type"] == "cuda" else []
@@ -246,4 +247,5 @@ def _ratios(variants):
 
 def _ratio(slow, fast):
     ratio = median(slow) / median(fast)
-    return f"{ratio:.{1 if ratio >= 1.05 else 2}f}x" + (", inside the noise" if noisy(slow, fast) else "")
+    digits = 2 if ratio < 2 else 1 if ratio < 100 else 0
+    return f"{ratio:,.{digits}f}x" + (", inside the noise" if noisy(slow, fast) else "")

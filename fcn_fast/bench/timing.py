@@ -8,7 +8,7 @@ import torch
 
 __all__ = ["Call", "graph_times", "input_sets", "interleave", "statistics_of", "times"]
 
-ROUNDS = (3, 30)  # of all variants
+ROUNDS = (5, 30)  # of all variants
 REPEATS = 10  # of a fast variant in a round at most
 
 
@@ -40,6 +40,7 @@ class Call:
                 output = self.function(*inputs)
             if self.direction == "forward":
                 return list(output) if isinstance(output, tuple) else [output]
+            grad = None if grad is None else grad.to(output.dtype)
             gradients = torch.autograd.grad(output, [x for x in inputs if x.requires_grad], grad)
         return list(gradients) if self.direction == "backward" else [output.detach(), *gradients]
 

@@ -23,6 +23,8 @@ ARITHMETIC = {
     "upsample_softmax_loss": {"forward": (2, 4), "backward": (3, 0)},
     "upsample_argmax": {"forward": (2, 0)},
 }
+# Vector instructions of an exponential (csrc/cpu/simd.h); each counts as a multiply-add.
+EXPONENTIAL = 16
 
 
 class Limit(NamedTuple):
@@ -68,14 +70,13 @@ def limit(case, rates):
 
     Args:
         case: a :class:`fcn_fast.bench.cases.Case`.
-        rates: as :func:`fcn_fast.bench.machine.rates` gives them. Multiply-adds and exponentials share the vector
-            units, so their times add up. Without a rate of exponentials (on a GPU) only memory counts.
+        rates: as :func:`fcn_fast.bench.machine.rates` gives them. Without one of multiply-adds (on a GPU, whose kernels
+            count otherwise) only memory counts.
     """
-    memory = transferred(case) / rates["copy"]
-    if "exp" not in rates:
-        return Limit(memory, memory, 0.0)
-    multiply_adds, exponentials = arithmetic(case)
-    computing = 2 * multiply_adds / rates["float32"] + exponentials / rates["exp"]
+    memory, computing = transferred(case) / rates["copy"], 0.0
+    if "multiply_add" in rates:
+        multiply_adds, exponentials = arithmetic(case)
+        computing = (multiply_adds + EXPONENTIAL * exponentials) / rates["multiply_add"]
     return Limit(max(memory, computing), memory, computing)
 
 
