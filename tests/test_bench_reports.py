@@ -31,7 +31,7 @@ def rates(monkeypatch):
 def entry(case, variant, milliseconds, spread=0.02, **more):
     """What a case gives whose times are spread evenly about this median."""
     low, high = milliseconds * (1 - spread / 2), milliseconds * (1 + spread / 2)
-    times = {"min": low, "q1": low, "median": milliseconds, "q3": high, "max": high, "rounds": 9}
+    times = {"min": low, "q1": low, "median": milliseconds, "q3": high, "max": high, "rounds": 20}
     limit = case.limit(RATES)
     found = {"group": case.group, "variant": variant, **case.facts, "threads": 2, "milliseconds": times, "error": 1e-7}
     if limit:
@@ -75,6 +75,10 @@ def test_a_ratio_inside_the_noise_is_called_so(record):
     row = next(row for row in tables.speed(record).rows if row[0].startswith("softmax_loss"))
     assert row[1] == "**2.00 ms** (eager 1.05x, inside the noise, compile 2.5x)" and "noise" not in row[2]
     assert "busy" not in tables.spread(record)
+    few, many = ({"milliseconds": {"min": 1.0, "q1": 2.0, "q3": 3.0, "max": 9.0, "rounds": n}} for n in (5, 50))
+    assert not records.noisy(many, {"milliseconds": {"q1": 4.0, "q3": 5.0, "rounds": 10}})
+    assert records.noisy(few, {"milliseconds": {"q1": 4.0, "q3": 5.0, "rounds": 10}})
+    assert not records.noisy(few, {"milliseconds": {"q1": 9.5, "q3": 9.9, "rounds": 10}})
     for found in record["entries"]:
         found["milliseconds"]["q3"] *= 1.5
     assert "the machine was busy" in tables.spread(record)

@@ -85,11 +85,15 @@ def median(entry):
 
 
 def noisy(one, other):
-    """Whether two entries' times overlap, so that what lies between them may be noise: the middle halves of them, or,
-    where one has few, all."""
-    one, other = times_of(one), times_of(other)
-    low, high = ("q1", "q3") if min(one["rounds"], other["rounds"]) >= FEW else ("min", "max")
-    return one[low] <= other[high] and other[low] <= one[high]
+    """Whether two entries' times overlap, so that what lies between them may be noise."""
+    (low, high), (other_low, other_high) = _width(one), _width(other)
+    return low <= other_high and other_low <= high
+
+
+def _width(entry):
+    """From where to where the times lie: the middle half of them, or, of a few, all."""
+    times = times_of(entry)
+    return (times["q1"], times["q3"]) if times["rounds"] >= FEW else (times["min"], times["max"])
 
 
 def _load(path):
