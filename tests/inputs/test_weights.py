@@ -17,7 +17,9 @@ from fcn_fast.models import caffemodel
 from ..models import caffe_nets
 from ..models.support import build, published, refused, snapshot
 
-LIMITED = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+LIMITED = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 CHANGES = st.lists(st.tuples(st.floats(0, 1), st.binary(max_size=9), st.integers(0, 9)), min_size=1, max_size=5)
 NET = caffe_nets.caffemodel({"a": [np.ones((2, 3, 1, 1)), np.arange(2)], "b": [np.ones(5)]})
 OLD = caffe_nets.caffemodel({"a": [np.ones((2, 3, 1, 1))], "b": [np.ones(5)]}, form="layers", shapes="old", dtype="<f8")

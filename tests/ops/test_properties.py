@@ -16,7 +16,7 @@ search = settings(
     max_examples=40,
     deadline=None,
     print_blob=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the seed: each example sets its own
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],  # each example sets its own seed
 )
 UPSAMPLE = LINEAR[0]
 OF_LINEAR = pytest.mark.parametrize("op", LINEAR, ids=str)
