@@ -55,9 +55,11 @@ def _pairs(before, after):
 
 
 def _key(entry):
-    shape = "x".join(map(str, entry.get("shape", [])))
-    sweep = f" {entry['sweep']} {shape}, {entry['threads']} threads" if "sweep" in entry else ""
-    return entry["group"] + sweep, entry["variant"]
+    if "sweep" not in entry:
+        return entry["group"], entry["variant"]
+    shape = "x".join(map(str, entry["shape"]))
+    point = f"{entry['operation']}, {entry['sweep']}: {shape} x{entry['stride']}, {entry['threads']} threads"
+    return point, entry["variant"]
 
 
 def _baseline(key, pairs):
