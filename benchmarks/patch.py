@@ -9,15 +9,10 @@ take turns, on the same images and with the same dropout; the first round warms 
 beyond what is held before it: on the CPU the growth of the resident set of a process of its own (Linux).
 """
 
-import argparse
 import copy
-import datetime
 import json
 import os
-import re
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +20,7 @@ from types import SimpleNamespace
 import torch
 
 import fcn_fast
-from fcn_fast.bench import machine
+from fcn_fast.bench import scripts
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -72,7 +67,7 @@ MODELS = {
     "MobileNetV2-1.0, DeepLabV3+": ("MobileNetV2ForSemanticSegmentation", "MobileNetV2Config", {}, (2, 512)),
 }
 PROCESSOR = "SegFormer's label maps"
-ROUNDS = 4
+ROUNDS = 5
 
 
 def build(name, quick):
@@ -120,23 +115,40 @@ def measure_model(name, quick):
     patched = copy.deepcopy(model)
     report = fcn_fast.patch(patched)
     both = dict(zip(SIDES, (model, patched), strict=True))
-    losses = {side: step(one, images, labels) for side, one in both.items()}
-    pairs = [
-        (p.grad, q.grad) for p, q in zip(model.parameters(), patched.parameters(), strict=True) if q.grad is not None
-    ]
-    largest = max(p.abs().max() for p, _ in pairs)
     return {
         "shape": list(images.shape),
         "replaced": sorted({row.note.partition(",")[0] for row in report.replaced}),
-        "loss_difference": abs(losses["patched"] - losses["plain"]) / losses["plain"],
-        # Of the parameters whose gradient is more than rounding.
-        "gradient_difference": max(
-            ((p - q).abs().max() / p.abs().max()).item() for p, q in pairs if p.abs().max() > 1e-5 * largest
-        ),
+        **differences(model, patched, images, labels),
         "milliseconds": timed(
             {side: lambda one=one: step(one, images, labels) for side, one in both.items()}, 1 if quick else ROUNDS
         ),
     }
+
+
+def differences(model, patched, images, labels):
+    """How far a patched step is from a plain one, and the gradients of both from one in float64; without dropout.
+
+    Relative; a gradient is one vector of all parameters, and its length the 2-norm.
+    """
+    exact = copy.deepcopy(model).double()
+    losses, gradients = [], []
+    for one, inputs in ((exact, images.double()), (model, images), (patched, images)):
+        for module in one.modules():
+            if "Drop" in type(module).__name__:
+                module.eval()
+        losses.append(step(one, inputs, labels))
+        gradients.append(torch.cat([p.grad.double().flatten() for p in one.parameters() if p.grad is not None]))
+        one.train()
+    exact, plain, changed = gradients
+    return {
+        "loss_difference": abs(losses[2] - losses[1]) / losses[1],
+        "gradient_difference": _distance(changed, plain),
+        "gradient_error": {"plain": _distance(plain, exact), "patched": _distance(changed, exact)},
+    }
+
+
+def _distance(vector, other):
+    return ((vector - other).norm() / other.norm()).item()
 
 
 def label_maps(quick):
@@ -168,8 +180,8 @@ def measure_processor(quick):
     }
 
 
-def peak(name, side, quick):
-    """MiB that a step takes beyond what is held before it."""
+def warm_call(name, side, quick):
+    """What the memory of a side is measured of."""
     if name == PROCESSOR:
         subject, outputs, sizes = label_maps(quick)
 
@@ -185,61 +197,46 @@ def peak(name, side, quick):
     if side == "patched":
         fcn_fast.patch(subject)
     call()
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
-
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":")) / 1024
+    return call
 
 
 def measure(quick):
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import transformers
 
-    # Large blocks get pages of their own, so that a peak is not hidden by memory that an earlier step left behind.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "TRANSFORMERS_VERBOSITY": "error"}
     found = {}
     for name in (*MODELS, PROCESSOR):
         found[name] = measure_processor(quick) if name == PROCESSOR else measure_model(name, quick)
-        found[name]["peak_mib"] = {}
-        for side in SIDES:
-            command = [sys.executable, "-P", __file__, "--peak", name, side, *(["--quick"] if quick else [])]
-            output = subprocess.check_output(command, env=environment, text=True)
-            found[name]["peak_mib"][side] = round(float(output.splitlines()[-1]), 1)
+        found[name]["peak_mib"] = scripts.peaks(__file__, name, SIDES, quick)
         print(f"{name}: {json.dumps(found[name])}", flush=True)
-    commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    facts = machine.facts(DEVICE) | {"transformers": transformers.__version__, "commit": commit or "unknown"}
-    return {"environment": facts | {"date": datetime.date.today().isoformat()}, "models": found}
+    facts = scripts.environment(DEVICE, ROOT) | {"transformers": transformers.__version__}
+    return {"environment": facts, "models": found}
 
 
 def section(name, record):
     """What docs/drop-in.md shows of a machine."""
     facts = record["environment"]
+    rounds = min(len(found["milliseconds"]["plain"]) for found in record["models"].values())
     lines = [
         f"### {name}",
         "",
         f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, transformers {facts['transformers']}, "
-        f"float32, {CLASSES} classes, random weights; {facts['date']}. Medians of {ROUNDS} steps.",
+        f"float32, {CLASSES} classes, random weights; {facts['date']}. Medians of {rounds} steps.",
         "",
-        "| | images | step, plain | patched | | peak MiB, plain | patched | loss differs by | gradients by |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | images | step, plain | patched | | peak MiB, plain | patched | loss differs by | gradient by | "
+        "its error, plain | patched |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for model, found in record["models"].items():
         plain, patched = (statistics.median(found["milliseconds"][side]) for side in SIDES)
         memory = [f"{found['peak_mib'][side]:,.0f}" for side in SIDES]
         shape = "x".join(map(str, found["shape"]))
         if "labels_differ" in found:
-            numbers = [f"{found['labels_differ']:.1%} of the labels", ""]
+            numbers = [f"{found['labels_differ']:.1%} of the labels", "", "", ""]
         else:
-            numbers = [f"{found[key]:.0e}" for key in ("loss_difference", "gradient_difference")]
+            errors = [found["gradient_error"][side] for side in SIDES]
+            distances = [found["loss_difference"], found["gradient_difference"], *errors]
+            numbers = [f"{distance:.0e}" if distance else "0" for distance in distances]
         cells = [model, shape, _time(plain), _time(patched), f"{plain / patched:.2f}x", *memory, *numbers]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -251,34 +248,8 @@ def _time(milliseconds):
 
 def render(results, page):
     """Write what is recorded between the marks of the page."""
-    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(results.glob("*/patch.json"))}
-    if found:
-        sections = "\n\n".join(section(*item) for item in found.items())
-        marks = ("<!-- patch:begin -->", "<!-- patch:end -->")
-        new = f"{marks[0]}\n{sections}\n{marks[1]}"
-        page.write_text(re.sub(f"{marks[0]}.*{marks[1]}", lambda _: new, page.read_text(), flags=re.DOTALL))
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", nargs="?", metavar="NAME")
-    parser.add_argument("--render-only", action="store_true")
-    parser.add_argument("--quick", action="store_true", help="one round of small images, to see that it works")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the folder NAME is")
-    parser.add_argument("--page", type=Path, default=PAGE, help="what is rendered into")
-    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.peak:
-        print(peak(*arguments.peak, arguments.quick))
-        return
-    if not arguments.render_only:
-        if not arguments.name:
-            parser.error("expected NAME, got none")
-        folder = arguments.results / arguments.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "patch.json").write_text(json.dumps(measure(arguments.quick), indent=1) + "\n")
-    render(arguments.results, arguments.page)
+    scripts.render("patch", section, results, page)
 
 
 if __name__ == "__main__":
-    main()
+    scripts.main(__file__, __doc__, PAGE, measure=measure, call=warm_call, device=DEVICE, show=render)

@@ -9,11 +9,10 @@ it ends, so what was interrupted goes on where it stopped.
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
-from fcn_fast.bench import plots, records, scaling, suites, tables
+from fcn_fast.bench import plots, records, scaling, scripts, suites, tables
 from fcn_fast.command import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +50,7 @@ def record(folder, parts):
         if notes and notes[-1].startswith(suites.INTERRUPTED):
             sys.exit(f"{part}: {notes[-1]}, nothing of it is kept")
         whole = records.new(device, entries, notes)
-        whole["environment"]["commit"] = _commit()
+        whole["environment"]["commit"] = scripts.commit(ROOT)
         records.save(folder / f"{part}.json", whole)
         print(f"{part}: {len(entries)} entries", *notes, sep="\n", flush=True)
 
@@ -135,11 +134,6 @@ def _stages(whole):
 
 def _pictures(name, whole, plots_, folder):
     return [f"![{text}]({folder / name / plot}.png)" for plot, text in plots_.items() if plots.PLOTS[plot][0](whole)]
-
-
-def _commit():
-    done = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

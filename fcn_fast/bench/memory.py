@@ -11,7 +11,7 @@ import torch
 
 from fcn_fast.bench.timing import Call, input_sets
 
-__all__ = ["peak_bytes"]
+__all__ = ["growth", "peak_bytes"]
 
 
 def peak_bytes(case, variant, call, device):
@@ -26,13 +26,7 @@ def peak_bytes(case, variant, call, device):
         device: a ``torch.device``.
     """
     if device.type == "cuda":
-        prepared = call.prepare()
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call(*prepared)
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated(device) - before
+        return growth(functools.partial(call, *call.prepare()), device)
     if not Path("/proc/self/clear_refs").exists():
         return None
     try:
@@ -40,6 +34,24 @@ def peak_bytes(case, variant, call, device):
     except concurrent.futures.process.BrokenProcessPool:  # killed, most likely for its memory
         _process.cache_clear()
         return None
+
+
+def growth(call, device):
+    """Bytes that a call, warm, holds at most beyond what is held before.
+
+    On the CPU it is the growth of this process's resident set: run it in one of its own, with large blocks mapped.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    call()
+    return max(_status("VmHWM") - before, 0)
 
 
 @functools.cache
@@ -67,11 +79,7 @@ def _resident_growth(case, variant, threads):
     device = torch.device("cpu")
     call = Call(case.function(variant, device), _inputs(case, device), case.direction)
     call(*call.prepare())  # what a first call allocates for good is no part of the peak
-    prepared = call.prepare()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status("VmRSS")
-    call(*prepared)
-    return max(_status("VmHWM") - before, 0)
+    return growth(functools.partial(call, *call.prepare()), device)
 
 
 @functools.lru_cache(maxsize=1)
