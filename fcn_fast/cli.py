@@ -31,7 +31,8 @@ def main(argv=None):
         argv: arguments after the command's name; those of the process unless given.
 
     Returns:
-        The exit code: 0, 1 where results disagree, 2 where an input cannot be used (one line on stderr says why).
+        The exit code: 0, 1 where results disagree, 2 where an input cannot be used (one line on stderr says why), 130
+        where it was interrupted.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # names of files can be no text
@@ -41,6 +42,9 @@ def main(argv=None):
     except InputError as error:
         print(f"fcn-fast: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("fcn-fast: interrupted", file=sys.stderr)
+        return 130
 
 
 # Pillow and matplotlib are imported only where they are used.

@@ -87,7 +87,7 @@ def _known(path, device):
     """Mean IU of the trained net on pictures of its kind; some are written with truth and prediction beside them."""
     model = from_safetensors(TRAINED).to(device, memory_format=torch.channels_last)
     data = Shapes(split="val", length=KNOWN)
-    return evaluate(model, data).mean_iu, save_samples(path, model, data)
+    return evaluate(model, data, batch=8).mean_iu, save_samples(path, model, data)
 
 
 def _balance(model, x):

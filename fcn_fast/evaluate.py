@@ -5,14 +5,12 @@ import math
 import time
 
 import torch
-from tqdm import tqdm
 
 import fcn_fast
-from fcn_fast import pictures
+from fcn_fast import pictures, train
 from fcn_fast.command import InputError, pick_device, writable_folder
 from fcn_fast.data import open_data
 from fcn_fast.data.transforms import TRANSFORMS
-from fcn_fast.metrics import ConfusionMatrix
 from fcn_fast.predict import load_model
 
 __all__ = ["run"]
@@ -53,8 +51,9 @@ def run(data, weights, model=None, split=None, out=".", device=None, skip_broken
     _check_classes(net, names)
     net = net.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     start = time.perf_counter()
-    matrices = _measure(net, dataset, device)
+    matrices = train.evaluate(net, dataset, progress=True)
     seconds = time.perf_counter() - start
+    matrices = matrices if isinstance(matrices, dict) else {"": matrices}
 
     report = {
         "model": net.variant.name,
@@ -85,20 +84,10 @@ def _check_classes(net, names):
     if takes != has:
         takes, has = (" and ".join(f"{n} {head}".strip() for head, n in each.items()) for each in (takes, has))
         raise InputError(f"data: expected labels of {takes} classes, as {net.variant.name} gives, got {has}")
-
-
-def _measure(net, dataset, device):
-    """{head: ConfusionMatrix} of all images."""
-    matrices = {head: ConfusionMatrix(classes, dataset.ignore_index) for head, classes in net.heads.items()}
-    with tqdm(range(len(dataset)), disable=None, leave=False, unit="image") as progress:
-        for index in progress:
-            image, target = dataset[index]
-            labels = net.predict(image[None].to(device, memory_format=torch.channels_last))
-            for head, matrix in matrices.items():
-                part, truth = (labels[head], target[head]) if head else (labels, target)
-                matrix.update(part[0], truth.to(device))
-            progress.set_postfix_str(", ".join(f"mean IU {matrix.mean_iu:.3f}" for matrix in matrices.values()))
-    return matrices
+    for head, known in net.class_names.items():
+        other = next((pair for pair in zip(known, names[head], strict=True) if pair[0] != pair[1]), None)
+        if other:
+            raise InputError(f"data: expected the classes of the weights, such as {other[0]}, got {other[1]} there")
 
 
 def _write_report(path, report):

@@ -40,7 +40,7 @@ def run(images, weights, model=None, out=".", device=None):
     paths = find_images(images)
     out = writable_folder(out)
     model = load_model(weights, model)
-    transform, names = TRANSFORMS[model.variant.transform], class_names(model.variant.transform)
+    transform, names = TRANSFORMS[model.variant.transform], _names(model)
     if len(transform.parts) > 1:
         takes = " and ".join(transform.parts)
         raise InputError(f"model: expected one that takes one image, got {model.variant.name}, which takes {takes}")
@@ -152,6 +152,13 @@ def _reading(weights, function, *arguments):
         raise InputError(f"weights: expected a file that can be read, got {weights} ({error.strerror})") from error
     except models.WeightsError as error:
         raise InputError(f"weights: {error.in_one_line()}") from error
+
+
+def _names(model):
+    """{head: names by label}: those that the weights have, or of the published net's data, if there are as many."""
+    published = class_names(model.variant.transform)
+    fits = {head: len(names) for head, names in published.items()} == model.heads
+    return model.class_names or (published if fits else {})
 
 
 def _labels(model, x):

@@ -182,6 +182,11 @@ def test_what_cannot_be_evaluated(tmp_path, generator, weights, capsys):
     assert "data: expected labels of 21 classes, as voc-fcn32s gives, got 33 sem and 3 geo" in line
     line = refused(capsys, "--data", f"voc:{tmp_path / 'voc'}", "--weights", weights("nyud-fcn32s-color-d"), *options)
     assert "data: expected a data set with depth, got one with color" in line
+    other = models.build("voc-fcn32s", width=NARROW)
+    other.class_names = {"": shapes.CLASSES}
+    models.save_safetensors(other, tmp_path / "shapes.safetensors")
+    line = refused(capsys, "--data", f"voc:{tmp_path / 'voc'}", "--weights", tmp_path / "shapes.safetensors", *options)
+    assert "data: expected the classes of the weights, such as striped disc, got aeroplane there" in line
     line = refused(capsys, "--data", f"voc:{tmp_path / 'voc'}", "--weights", tmp_path / "none.pth", *options)
     assert "weights: expected a file that can be read, got" in line
 

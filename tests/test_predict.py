@@ -100,6 +100,27 @@ def test_predicts_a_folder(folder, weights, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 6
 
 
+def test_classes_are_called_as_the_weights_say(folder, tmp_path, capsys):
+    model = models.build("voc-fcn32s", 3, width=NARROW)
+    with torch.no_grad():
+        model.stage3.score_fr.bias.copy_(torch.tensor([0.0, 0.0, 1e6]))
+
+    def printed():
+        models.save_safetensors(model, tmp_path / "net.safetensors")
+        assert run("predict", folder / "b.jpg", "--weights", tmp_path / "net.safetensors", "--out", tmp_path) == 0
+        return capsys.readouterr().out
+
+    assert "labels: class 2 100.0%" in printed()  # and not bicycle
+    model.class_names = {"": ("road", "tree", "street lamp")}
+    assert "labels: street lamp 100.0%" in printed()
+    assert models.from_safetensors(tmp_path / "net.safetensors").class_names == model.class_names
+    for names in ({"": ("one", "two")}, {"sem": ("one", "two", "three")}, {"": ("one", "two", "thr\nee")}, ["one"]):
+        model.class_names = names
+        models.save_safetensors(model, tmp_path / "net.safetensors")
+        with pytest.raises(models.WeightsError, match="expected a name for each of {'': 3} classes, got "):
+            models.from_safetensors(tmp_path / "net.safetensors")
+
+
 def test_predicts_with_every_kind_of_weights(tmp_path, narrow, capsys):
     net = caffe_nets.build("voc-fcn16s", 1, 1, NARROW)
     (tmp_path / "net.caffemodel").write_bytes(caffe_nets.caffemodel(net.blobs, form="layers", shapes="old"))

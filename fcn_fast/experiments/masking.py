@@ -42,7 +42,7 @@ class _Masking:
         rows = []
         for (seen, tested), published in _PUBLISHED.items():
             run = tuned("fcn8s-" + seen.replace(" ", "-"), mask=_HIDDEN[seen]) if _HIDDEN[seen] else FIXED
-            matrix = evaluate(perform(run, runs).model, held_out(_HIDDEN[tested]))
+            matrix = evaluate(perform(run, runs).model, held_out(_HIDDEN[tested]), batch=8)
             mean_iu = matrix.iu[1:].nanmean().item()
             rows.append({"seen in training": seen, "seen in the test": tested, "mean IU": round(mean_iu, 4)})
             rows[-1]["published, VOC"] = published

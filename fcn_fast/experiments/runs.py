@@ -142,23 +142,23 @@ def perform(run, folder):
         A :class:`Result`.
     """
     path = Path(folder) / run.name
-    record = path / "result.json"
+    record, weights = path / "result.json", path / "weights.safetensors"
     spec = json.loads(json.dumps(asdict(run)))
-    if record.exists():
+    if record.exists() and weights.exists() and (path / "log.csv").exists():
         recorded = json.loads(record.read_text())
         if recorded["run"] == spec:
-            return Result(recorded["measures"], _read_log(path / "log.csv"), path / "weights.safetensors")
+            return Result(recorded["measures"], _read_log(path / "log.csv"), weights)
     given = {name: perform(other, folder) for name in ("start", "trunk") if (other := getattr(run, name))}
     path.mkdir(parents=True, exist_ok=True)
     model, log, matrix = _train(run, **given)
-    models.save_safetensors(model, path / "weights.safetensors")
+    models.save_safetensors(model, weights)
     with open(path / "log.csv", "w", newline="") as file:
         csv.writer(file).writerows([("step", "images", "loss", "mean_iu"), *log])
     measures = {
         name: getattr(matrix, name) for name in ("pixel_accuracy", "mean_accuracy", "mean_iu", "frequency_weighted_iu")
     }
     record.write_text(json.dumps({"run": spec, "measures": measures, "iu": matrix.iu.tolist()}, indent=1) + "\n")
-    return Result(measures, _read_log(path / "log.csv"), path / "weights.safetensors")
+    return Result(measures, _read_log(path / "log.csv"), weights)
 
 
 def _train(run, start=None, trunk=None):
@@ -167,6 +167,7 @@ def _train(run, start=None, trunk=None):
     model = models.build(run.model, len(CLASSES), WIDTH, padding="lean", learned_upsampling=run.learned_upsampling).to(
         memory_format=torch.channels_last
     )
+    model.class_names = {"": CLASSES}
     initialise(model, solver)
     if trunk:
         models.transplant(model, trunk.model)
@@ -181,7 +182,7 @@ def _train(run, start=None, trunk=None):
     with tqdm(range(1, solver.steps + 1), desc=run.name, disable=None, leave=False) as progress:
         for step in progress:
             loss, _ = trainer.advance()
-            matrix = evaluate(model, shown) if step in marks else None
+            matrix = evaluate(model, shown, batch=8) if step in marks else None
             mean_iu = matrix and matrix.mean_iu
             log.append((step, step * solver.batch * solver.iter_size, loss, "" if mean_iu is None else mean_iu))
             if mean_iu is not None:

@@ -53,6 +53,10 @@ class FCN(nn.Module):
         zero_scores: whether score layers start with zeros, as in the published training.
         ops: where the operations come from, ``fcn_fast.ops`` or, to compare with, ``fcn_fast.eager``.
 
+    Attributes:
+        class_names: {head: names by label} of what it was trained on, with ``""`` for the only head; saved with the
+            weights, empty where nobody says.
+
     Raises:
         TypeError: num_classes no int (or dict of them), or width no number.
         ValueError: num_classes below 1 or for other heads, a width that is not positive and finite, another padding or
@@ -76,6 +80,7 @@ class FCN(nn.Module):
         self.variant, self.heads, self.width, self.padding = variant, heads, width, padding
         self.learned_upsampling = _LEARNED[learned_upsampling]
         self.num_classes = heads if list(heads) != [""] else heads[""]
+        self.class_names = {}
 
         architecture = _with_first_layer(variant, padding)
         fusion = architecture.fusions[variant.stride]

@@ -148,6 +148,8 @@ def save_safetensors(model, path):
     from safetensors.torch import save_file
 
     facts = {"model": model.variant.name, **{name: getattr(model, name) for name in _FACTS}}
+    if model.class_names:
+        facts["class_names"] = model.class_names
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
@@ -197,7 +199,20 @@ def from_safetensors(path, **options):
     _check_settings(name, settings, state, path)
     model = build(name, **settings | options)
     load_safetensors(model, path)
+    model.class_names = _class_names(facts.get("class_names", {}), model.heads, path)
     return model.eval()
+
+
+def _class_names(names, heads, path):
+    """{head: names by label} of a file, as many as its classes."""
+    try:
+        found = {head: tuple(of_head) for head, of_head in names.items()}
+        good = all(isinstance(name, str) and name.isprintable() for of_head in found.values() for name in of_head)
+    except (AttributeError, TypeError):
+        good = False
+    if not good or found and {head: len(of_head) for head, of_head in found.items()} != heads:
+        raise WeightsError(f"{path}: expected a name for each of {heads} classes, got {str(names)[:200]}")
+    return found
 
 
 def _check_settings(name, settings, state, path):

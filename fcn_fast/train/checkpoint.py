@@ -33,10 +33,12 @@ def save(path, model, optimizer, facts):
     partial = path.with_name(path.name + ".partial")
     try:
         save_file(tensors, partial, metadata={"format": "pt", "facts": json.dumps(facts)})
+        _sync(partial)
+        os.replace(partial, path)
     except SafetensorError as error:
         raise OSError(f"{partial}: {error}") from error
-    _sync(partial)
-    os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     _sync(path.parent)
 
 

@@ -48,11 +48,7 @@ def run(config):
             raise InputError(f"staged: expected a net with a 32s of its family, got {config.model}")
         init = config.init
         for name in nets[: nets.index(config.model) + 1]:
-            out = Path(config.out) / name
-            weights = out / "weights.safetensors"
-            if not (config.resume and weights.exists()):
-                _train(replace(config, model=name), out, init, device)
-            init = (weights,)
+            init = (_train(replace(config, model=name), Path(config.out) / name, init, device),)
     return 0
 
 
@@ -66,7 +62,8 @@ def _processes(device):
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # Losses and gradients lie on the GPU, confusion matrices on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
     finally:
@@ -74,14 +71,17 @@ def _processes(device):
 
 
 def _train(config, out, init, device):
-    """Train one net in a folder."""
+    """Train one net in a folder; returns the path of its weights."""
     if _rank() == 0:
         writable_folder(out)
-    if (out / "checkpoint.safetensors").exists() and not config.resume:
+    checkpoint_, weights = out / "checkpoint.safetensors", out / "weights.safetensors"
+    if checkpoint_.exists() and not config.resume:
         raise InputError(f"out: expected a folder without a checkpoint, or --resume to go on from it, got {out}")
+    if weights.exists() and not checkpoint_.exists():
+        raise InputError(f"out: expected a folder without weights, or with their checkpoint too, got {out}")
     solver, transform = config.solver_of(config.model), TRANSFORMS[models.VARIANTS[config.model].transform]
-    data = open_data(config.data, config.split, transform)
-    held_out = open_data(config.data, config.val_split or None, transform)
+    data = _open(config, config.split, transform)
+    held_out = _open(config, config.val_split or None, transform)
     model = _model(config, data, solver, init).to(device, memory_format=torch.channels_last)
     try:
         trainer = Trainer(model, data, solver, seed=config.seed, workers=config.workers)
@@ -90,12 +90,33 @@ def _train(config, out, init, device):
     run = _Run(config, trainer, held_out, out)
     if config.resume:
         run.restore()
-    mean_iu = run.to_the_end()
-    if _rank() == 0:
-        models.save_safetensors(copy.deepcopy(model).half() if config.half else model, out / "weights.safetensors")
-        print(f"{out / 'weights.safetensors'}: {config.model}, mean IU {mean_iu:.4f} on held-out images")
+    with _writing(out):
+        mean_iu = run.to_the_end()
+        if _rank() == 0:
+            models.save_safetensors(copy.deepcopy(model).half() if config.half else model, weights)
+            print(f"{weights}: {config.model}, mean IU {mean_iu:.4f} on held-out images")
     if dist.is_initialized():
         dist.barrier()
+    return weights
+
+
+def _open(config, split, transform):
+    data = open_data(config.data, split, transform, "skip" if config.skip_broken else "error")
+    skipped = getattr(data, "skipped", {})
+    if skipped and _rank() == 0:
+        print(f"{data.split}: skipped {len(skipped):,} images, the first: {next(iter(skipped.values()))}")
+    return data
+
+
+@contextlib.contextmanager
+def _writing(out):
+    """Says so in one line where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"out: expected space for what training writes, got {out} ({error}); the last checkpoint is kept"
+        ) from error
 
 
 class _Run:
@@ -110,6 +131,7 @@ class _Run:
         self.rows = []
         # What a run that goes on must have in common with the one that was stopped.
         self.facts = {name: getattr(config, name) for name in _KEPT} | asdict(trainer.solver)
+        self.facts["images"] = len(trainer.data)
 
     def restore(self):
         """Go on from the checkpoint, if there is one."""
@@ -137,7 +159,13 @@ class _Run:
             tqdm(total=steps, initial=self.trainer.step, unit="step", disable=None if first else True) as progress,
         ):
             while self.trainer.step < steps:
-                loss, lr = self.trainer.advance()
+                try:
+                    loss, lr = self.trainer.advance()
+                except InputError as error:
+                    if first and self.trainer.step:
+                        self._save(file)
+                    done = f"; {self.trainer.step:,} steps are kept, to go on from with --resume"
+                    raise InputError(f"{error}{done * (self.trainer.step > 0)}") from error
                 step = self.trainer.step
                 if not math.isfinite(loss):
                     raise InputError(
@@ -174,16 +202,14 @@ class _Run:
             save_curves(self.out / "curves.png", self.rows)
             save_samples(self.out / "samples.png", self.trainer.model, self.held_out)
         if self._is_due(self.config.checkpoint_every):
-            file.flush()
-            os.fsync(file.fileno())
-            try:
-                checkpoint.save(
-                    self.checkpoint, self.trainer.model, self.trainer.optimizer, self.facts | {"step": step}
-                )
-            except OSError as error:
-                raise InputError(
-                    f"out: expected space for a checkpoint, got {self.out} ({error}); the last one is kept"
-                ) from error
+            self._save(file)
+
+    def _save(self, file):
+        """Write a checkpoint, after the log of its steps."""
+        file.flush()
+        os.fsync(file.fileno())
+        facts = self.facts | {"step": self.trainer.step}
+        checkpoint.save(self.checkpoint, self.trainer.model, self.trainer.optimizer, facts)
 
 
 def _model(config, data, solver, init):
@@ -205,6 +231,7 @@ def _model(config, data, solver, init):
     except ValueError as error:
         raise InputError(str(error)) from error
     scratch = tuple(init) == ("scratch",) or not init and solver.init == "scratch"
+    model.class_names = data.classes if isinstance(data.classes, dict) else {"": data.classes}
     initialise(model, solver, scratch)
     if scratch:
         return model

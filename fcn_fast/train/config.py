@@ -34,6 +34,7 @@ class Config:
     staged: bool = _option(False, "train 32s, 16s and 8s in turn, as far as the model's, each from the last, in "
                            "folders of their own")  # fmt: skip
     split: str = _option("train", "list of images to train on", metavar="NAME")
+    skip_broken: bool = _option(False, "leave out images with missing or broken files")
     val_split: str = _option("", "list of images to measure on (default: the data set's own)", metavar="NAME")
     eval_every: int = _option(1000, "steps between measurements; 0 for one at the end", metavar="N")
     eval_images: int = _option(0, "measure on the first N images only (default: all)", metavar="N")
@@ -47,6 +48,11 @@ class Config:
     device: str = _option("", "default: cuda where there is a GPU", choices=("cpu", "cuda"))
     resume: bool = _option(False, "go on from the checkpoint in DIR, bit for bit")
     recipe: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("eval_every", "eval_images", "checkpoint_every", "seed", "workers"):
+            if not 0 <= getattr(self, name) < 1 << 63:
+                raise InputError(f"{name.replace('_', '-')}: expected a whole number from 0, got {getattr(self, name)}")
 
     def solver_of(self, model):
         """The solver of one of the nets that are trained, with the values that were given over its own.

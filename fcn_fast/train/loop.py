@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from fcn_fast.command import InputError
 from fcn_fast.data.transforms import VOID
 from fcn_fast.metrics import ConfusionMatrix
 
@@ -56,13 +58,17 @@ class Trainer:
         self._batches = None
 
     def advance(self):
-        """Do one step; returns its loss, the mean over the micro-batches of all processes, and the learning rate."""
+        """Do one step; returns its loss, the mean over the micro-batches of all processes, and the learning rate.
+
+        Raises:
+            InputError: an image that cannot be read; the weights and the optimiser are as before the step.
+        """
         if self._batches is None:
             order = _Order(
                 len(self.data), self.solver.batch, self.seed, self.step * self.solver.iter_size, self.rank, self.world
             )
             self._batches = iter(
-                DataLoader(self.data, batch_sampler=order, collate_fn=pad_batch, num_workers=self.workers)
+                DataLoader(_Items(self.data), batch_sampler=order, collate_fn=_collate, num_workers=self.workers)
             )
         lr = self.solver.set_lr(self.optimizer, self.step)
         own = self.solver.iter_size // self.world
@@ -82,7 +88,10 @@ class Trainer:
 
     def _backward(self, micro, own):
         """One micro-batch's share of the gradient; returns that of the loss."""
-        x, target = next(self._batches)
+        batch = next(self._batches)
+        if isinstance(batch, InputError):
+            raise batch
+        x, target = batch
         x = x.to(self.device, memory_format=torch.channels_last)
         target = (
             {head: part.to(self.device) for head, part in target.items()}
@@ -106,6 +115,23 @@ class _Loss(nn.Module):
 
     def forward(self, x, target, **weights):
         return self.model.loss(x, target, reduction=self.reduction, **weights)
+
+
+class _Items:
+    """A data set that gives the error in place of an item: raised in a worker it would arrive as a traceback."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, index):
+        try:
+            return self.data[index]
+        except InputError as error:
+            return error
+
+
+def _collate(items):
+    return next((item for item in items if isinstance(item, InputError)), None) or pad_batch(items)
 
 
 class _Order(torch.utils.data.Sampler):
@@ -157,7 +183,7 @@ def _stack(maps, size, value):
 
 
 @torch.no_grad()
-def evaluate(model, data, count=None, batch=8):
+def evaluate(model, data, count=None, batch=1, progress=False):
     """The :class:`ConfusionMatrix` of a net on a data set, {head: matrix} for several heads.
 
     Several processes share the work. The net is left in the mode it was in.
@@ -166,7 +192,9 @@ def evaluate(model, data, count=None, batch=8):
         model: an FCN.
         data: a data set, see :mod:`fcn_fast.data`.
         count: only the first images; all unless given.
-        batch: images at a time.
+        batch: images at a time. Of different sizes they are padded, and a net sees the padding: one by one they count
+            at their native size.
+        progress: whether to show it, on a terminal.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device, training = next(model.parameters()).device, model.training
@@ -174,10 +202,15 @@ def evaluate(model, data, count=None, batch=8):
     indices = range(len(data))[:count]
     order = [indices[start : start + batch] for start in range(rank * batch, len(indices), batch * world)]
     model.eval()
-    for x, target in DataLoader(data, batch_sampler=order, collate_fn=pad_batch):
-        labels = model.predict(x.to(device, memory_format=torch.channels_last))
-        for head, matrix in matrices.items():
-            matrix.update(*((part[head] if isinstance(part, dict) else part).cpu() for part in (labels, target)))
+    batches = DataLoader(data, batch_sampler=order, collate_fn=pad_batch)
+    with tqdm(batches, disable=None if progress else True, leave=False, unit="image") as shown:
+        for x, target in shown:
+            labels = model.predict(x.to(device, memory_format=torch.channels_last))
+            for head, matrix in matrices.items():
+                part, truth = (labels[head], target[head]) if head else (labels, target)
+                matrix.update(part, truth.to(device))
+            if progress:
+                shown.set_postfix_str(", ".join(f"mean IU {matrix.mean_iu:.3f}" for matrix in matrices.values()))
     model.train(training)
     if world > 1:
         for matrix in matrices.values():

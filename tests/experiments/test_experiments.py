@@ -60,8 +60,13 @@ def test_a_run_is_done_once(small, tmp_path, monkeypatch):
     run = tiny(runs.tuned("some", pixels="uniform 1/100"))
     first = runs.perform(run, tmp_path)
     assert [row[0] for row in first.log] == [1, 2] and first.log[-1][3] == pytest.approx(first.measures["mean_iu"])
+    train = runs._train
     monkeypatch.setattr(runs, "_train", None)
     assert runs.perform(run, tmp_path) == first
+    first.weights.unlink()  # as in a record without its weights
+    monkeypatch.setattr(runs, "_train", train)
+    assert runs.perform(run, tmp_path).measures == pytest.approx(first.measures) and first.weights.exists()
+    monkeypatch.setattr(runs, "_train", None)
     with pytest.raises(TypeError):
         runs.perform(replace(run, points=3), tmp_path)
 

@@ -1,21 +1,26 @@
 """fcn-fast train: what it writes, going on after a kill, stages, several processes, TOML, and what it refuses."""
 
 import csv
+import functools
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fcn_fast import cli, models
+from fcn_fast.data import shapes
 from fcn_fast.train import config
 from fcn_fast.train.loop import Trainer
 
+from ..data import trees
 from .support import FLAGS
 
 RECIPE = ["--solver", "shapes", "--warmup", "2", "--batch", "2", "--dropout", "0.5"]
@@ -24,6 +29,26 @@ RECIPE = ["--solver", "shapes", "--warmup", "2", "--batch", "2", "--dropout", "0
 def train(out, *flags):
     """Train in this process, on one thread, as the sums of several depend on their number."""
     return cli.main(["train", "--out", str(out), *FLAGS, *RECIPE, *map(str, flags)])
+
+
+def command(out, *flags):
+    """Training in a process of its own."""
+    arguments = [sys.executable, "-m", "fcn_fast.cli", "train", "--out", out, *FLAGS, *RECIPE, *flags]
+    return list(map(str, arguments))
+
+
+def train_till(step, monkeypatch, out, *flags):
+    """Train until it is interrupted before a step."""
+    advance = Trainer.advance
+
+    def stops(trainer):
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return advance(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", stops)
+        assert train(out, *flags) == 130
 
 
 def log(out):
@@ -52,6 +77,7 @@ def test_writes_log_weights_checkpoint_and_pictures(tmp_path, capsys, seed):
     assert [bool(row["mean_iu"]) for row in rows] == [False, False, False, True, False, True]
     model = models.from_safetensors(tmp_path / "weights.safetensors")
     assert model.variant.name == "voc-fcn8s" and model.num_classes == 21 and model.padding == "lean"
+    assert model.class_names == {"": shapes.CLASSES}
     for name in ("curves.png", "samples.png"):
         with Image.open(tmp_path / name) as image:
             assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 20)) > 10
@@ -69,17 +95,8 @@ def test_half_precision_halves_the_file(tmp_path):
 def test_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, capsys, monkeypatch, seed):
     flags = ["--steps", 7, "--checkpoint-every", 2, "--eval-every", 0, "--seed", seed]
     train(tmp_path / "whole", *flags)
-    advance = Trainer.advance
-
-    def stops(trainer):
-        if trainer.step == 5:
-            raise KeyboardInterrupt
-        return advance(trainer)
-
-    monkeypatch.setattr(Trainer, "advance", stops)
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "stopped", *flags)
-    monkeypatch.undo()
+    train_till(5, monkeypatch, tmp_path / "stopped", *flags)
+    assert capsys.readouterr().err == "fcn-fast: interrupted\n"
     assert len(log(tmp_path / "stopped")) == 5  # one more than the checkpoint has
     assert train(tmp_path / "stopped", *flags, "--resume") == 0
     assert "goes on at step 4 of 7" in capsys.readouterr().out
@@ -90,18 +107,14 @@ def test_survives_kills_at_any_moment(tmp_path, seed):
     """Every step ends in a checkpoint, so that many of the kills come while one is written."""
     flags = ["--steps", 40, "--checkpoint-every", 1, "--eval-every", 0, "--optimizer", "sgd", "--lr", "0.01"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-
-    def command(out):
-        # A process of its own for all of them: other tests may have left this one with other threads.
-        arguments = [sys.executable, "-m", "fcn_fast.cli", "train", "--out", out, *FLAGS, *RECIPE, "--resume", *flags]
-        return list(map(str, arguments))
-
-    subprocess.run(command(whole), stdout=subprocess.DEVNULL, check=True)
+    flags.append("--resume")
+    # A process of its own for all of them: other tests may have left this one with other threads.
+    subprocess.run(command(whole, *flags), stdout=subprocess.DEVNULL, check=True)
     generator = random.Random(seed)
     for _ in range(2):
         # Leave it at least a step, or nothing would be tested.
         before = (killed / "checkpoint.safetensors").stat().st_mtime_ns if killed.exists() else None
-        process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(killed, *flags), stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             path = killed / "checkpoint.safetensors"
@@ -111,7 +124,7 @@ def test_survives_kills_at_any_moment(tmp_path, seed):
         time.sleep(generator.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command(killed), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command(killed, *flags), stdout=subprocess.DEVNULL, check=True)
     assert log(killed) == log(whole) and same(killed, whole)
 
 
@@ -143,7 +156,15 @@ def test_trains_in_stages(tmp_path, capsys):
         assert not any(after[name].any() for name in set(after) - set(before))  # the new score layer
     capsys.readouterr()
     assert train(tmp_path, *flags, "--resume") == 0  # nothing is left to do
-    assert "mean IU" not in capsys.readouterr().out
+    assert capsys.readouterr().out.count("goes on at step 1 of 1") == 3
+    for stride, before in zip((32, 16, 8), weights, strict=True):
+        after = load_file(tmp_path / f"voc-fcn{stride}s" / "weights.safetensors")
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    assert train(tmp_path, *flags, "--resume", "--seed", 1) == 2  # what is done was done otherwise
+    (tmp_path / "voc-fcn32s" / "checkpoint.safetensors").unlink()
+    capsys.readouterr()
+    assert train(tmp_path, *flags, "--resume") == 2  # rather than train it again and write over its weights
+    assert "out: expected a folder without weights, or with their checkpoint too, got " in capsys.readouterr().err
 
 
 def test_starts_from_given_weights(tmp_path):
@@ -192,6 +213,9 @@ def test_a_toml_file_that_is_none(tmp_path, capsys, text, message):
         (["--solver", "voc-fcn8s"], "init: expected 1 files of weights (voc-fcn16s), or scratch, got 0"),
         (["--init", "missing.safetensors"], "init: expected a file that can be read, got missing.safetensors"),
         (["--init", "weights.onnx"], "init: expected a .safetensors, .caffemodel, .pth or .pt, or scratch, got"),
+        (["--workers", "-1"], "workers: expected a whole number from 0, got -1"),
+        (["--eval-images", "-1"], "eval-images: expected a whole number from 0, got -1"),
+        (["--seed", "-1"], "seed: expected a whole number from 0, got -1"),
         (["--width", "-1"], "width: expected a positive number, got -1.0"),
         (["--model", "voc-fcn8s-atonce", "--staged"], "staged: expected a net with a 32s of its family, got "),
     ],
@@ -203,20 +227,57 @@ def test_values_that_are_none(tmp_path, capsys, flags, message):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
-    flags, calls = ["--steps", 4, "--checkpoint-every", 2], []
+    """No file may grow as large as a checkpoint."""
+    flags, path = ["--steps", 5, "--checkpoint-every", 2, "--resume"], tmp_path / "checkpoint.safetensors"
+    train_till(3, monkeypatch, tmp_path, *flags)
+    before = path.read_bytes()
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) - 1, len(before) - 1))
+    done = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("fcn-fast: out: expected space for what training writes, got ")
+    assert path.read_bytes() == before and not list(tmp_path.glob("*.partial"))
+    capsys.readouterr()
+    assert train(tmp_path, *flags) == 0
+    assert "goes on at step 2 of 5" in capsys.readouterr().out
 
-    def fills_up(tensors, path, metadata):
-        calls.append(path)
-        if len(calls) == 2:
-            path.write_bytes(b"half")
-            raise OSError(28, "No space left on device")
-        save_file(tensors, path, metadata)
 
-    monkeypatch.setattr("fcn_fast.train.checkpoint.save_file", fills_up)
-    assert train(tmp_path, *flags) == 2
-    assert "fcn-fast: out: expected space for a checkpoint, got " in capsys.readouterr().err
-    assert train(tmp_path, *flags, "--resume") == 0
-    assert "goes on at step 2 of 4" in capsys.readouterr().out
+@pytest.mark.parametrize("name", ["log.csv", "curves.png", "samples.png", "weights.safetensors.partial"])
+def test_a_file_that_cannot_be_written(tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    assert train(tmp_path, "--steps", 1) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("fcn-fast: out: expected space for what training writes, got ") and line.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_breaks_loses_no_step(tmp_path, capsys, workers, seed):
+    names = list(trees.voc(tmp_path / "set", np.random.default_rng(seed)))
+    flags = ["--data", f"voc:{tmp_path / 'set'}", "--split", "val", "--seed", seed, "--workers", workers]
+    flags += ["--steps", 5, "--batch", 1, "--eval-every", 0]
+    assert train(tmp_path / "whole", *flags) == 0
+    last = np.random.default_rng([seed, 0]).permutation(3)[-1]  # of the first epoch
+    path = tmp_path / "set" / "JPEGImages" / f"{names[last]}.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    capsys.readouterr()
+    assert train(tmp_path / "broken", *flags) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("fcn-fast: image: expected ") and line.count("\n") == 1
+    assert line.endswith(f"{path}; 2 steps are kept, to go on from with --resume\n")
+    path.write_bytes(whole)
+    assert train(tmp_path / "broken", *flags, "--resume") == 0
+    assert log(tmp_path / "broken") == log(tmp_path / "whole") and same(tmp_path / "broken", tmp_path / "whole")
+
+
+def test_broken_images_are_left_out_when_asked(tmp_path, capsys, seed):
+    names = list(trees.voc(tmp_path / "set", np.random.default_rng(seed)))
+    path = tmp_path / "set" / "JPEGImages" / f"{names[1]}.jpg"
+    path.unlink()
+    flags = ["--data", f"voc:{tmp_path / 'set'}", "--split", "val", "--steps", 2]
+    assert train(tmp_path / "out", *flags) == 2
+    assert capsys.readouterr().err == f"fcn-fast: data: expected a file, got none at {path}\n"
+    assert train(tmp_path / "out", *flags, "--skip-broken") == 0
+    assert "val: skipped 1 images, the first: image: expected a file that can be read, got " in capsys.readouterr().out
 
 
 def test_what_cannot_go_on(tmp_path, capsys):

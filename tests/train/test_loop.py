@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fcn_fast import models
+from fcn_fast.metrics import ConfusionMatrix
 from fcn_fast.train import SOLVERS, Trainer, evaluate, pad_batch
 
 from .support import net, pictures
@@ -97,6 +98,24 @@ def test_evaluation_counts_every_pixel_once(seed):
         expected.index_put_((target[valid], labels[valid]), torch.ones(int(valid.sum()), dtype=torch.int64), True)
     assert (matrix.matrix == expected).sum() >= 441 - 4 and matrix.matrix.sum() == expected.sum()
     assert evaluate(model, data, count=2).matrix.sum() == sum((data[i][1] != 255).sum() for i in range(2))
+
+
+def test_evaluation_is_at_native_size(seed):
+    """Padded to the size of others an image's labels would be others."""
+    model, data = net(), pictures(3, seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1 if "score" in name else 0)
+    items = [(x[:, :height, :width], target[:height, :width])
+             for (x, target), (height, width) in zip(data, ((32, 9), (20, 32), (7, 30)), strict=True)]  # fmt: skip
+    expected = ConfusionMatrix(21)
+    for x, target in items:
+        expected.update(model.eval().predict(x[None])[0], target)
+    assert (evaluate(model, _Items(items)).matrix == expected.matrix).all()
+
+
+class _Items(list):
+    ignore_index = 255
 
 
 def test_two_heads_are_trained_and_measured(seed):
