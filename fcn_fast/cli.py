@@ -76,7 +76,7 @@ def _train(arguments):
 def _experiment(arguments):
     from fcn_fast import experiments
 
-    return experiments.run(arguments.name, arguments.out)
+    return experiments.run(arguments.name, arguments.out, arguments.seed)
 
 
 def _convert(arguments):
@@ -187,6 +187,7 @@ def _parser():
     experiment.add_argument(
         "--out", type=Path, default=Path("experiments"), metavar="DIR", help="where it goes (default: experiments)"
     )
+    experiment.add_argument("--seed", type=_whole(0, 1 << 30), default=0, metavar="N", help="default: 0")
     experiment.set_defaults(command=_experiment)
 
     convert = commands.add_parser(

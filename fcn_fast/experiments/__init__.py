@@ -1,6 +1,7 @@
 """The findings of the papers, each run again on Shapes by one command."""
 
 import importlib
+from pathlib import Path
 
 from fcn_fast.command import writable_folder
 
@@ -19,12 +20,13 @@ _WHERE = {
 NAMES = tuple(_WHERE)
 
 
-def run(name, out):
+def run(name, out, seed=0):
     """Run an experiment: write its table and its figure, and print the table.
 
     Args:
         name: one of :data:`NAMES`.
         out: folder; what the experiment writes goes into one of its name, the nets that experiments share into runs.
+        seed: of the first weights and of the pictures to train on; another than 0 stands in the folders' names.
 
     Returns:
         0.
@@ -34,7 +36,7 @@ def run(name, out):
     """
     module, _, attribute = _WHERE[name].partition(":")
     experiment = getattr(importlib.import_module(f"fcn_fast.experiments.{module}"), attribute)
-    out = writable_folder(out)
-    experiment.run(writable_folder(out / name), out / "runs")
-    print((out / name / "table.md").read_text(), end="")
+    folder = writable_folder(Path(out) / (name + bool(seed) * f"-seed-{seed}"))
+    experiment.run(folder, Path(out) / "runs", seed)
+    print((folder / "table.md").read_text(), end="")
     return 0

@@ -37,16 +37,16 @@ class _Masking:
     title: str = "Masking: mean IU of the objects' classes"
     claim: str = "Nets look at the object, learn from its surroundings where they see no more, and learn shape alone."
 
-    def run(self, folder, runs):
+    def run(self, folder, runs, seed=0):
         """Do the runs that are not done, and write the table and the figure; returns the rows."""
         rows = []
         for (seen, tested), published in _PUBLISHED.items():
             run = tuned("fcn8s-" + seen.replace(" ", "-"), mask=_HIDDEN[seen]) if _HIDDEN[seen] else FIXED
-            matrix = evaluate(perform(run, runs).model, held_out(_HIDDEN[tested]), batch=8)
+            matrix = evaluate(perform(run.seeded(seed), runs).model, held_out(_HIDDEN[tested]), batch=8)
             mean_iu = matrix.iu[1:].nanmean().item()
             rows.append({"seen in training": seen, "seen in the test": tested, "mean IU": round(mean_iu, 4)})
             rows[-1]["published, VOC"] = published
-        write(folder, self.title, self.claim, rows)
+        write(folder, self, rows, seed)
         _draw(folder / "figure.png", self.title, rows)
         return rows
 

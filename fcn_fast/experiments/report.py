@@ -43,20 +43,21 @@ class Experiment:
     published: dict = field(default_factory=dict)
     across: str = "images"
 
-    def run(self, folder, runs):
+    def run(self, folder, runs, seed=0):
         """Do the runs that are not done, and write the table, the figure and samples; returns the rows.
 
         Args:
             folder: of this experiment's table and figure.
             runs: folder of the runs of all experiments.
+            seed: of the runs.
         """
-        results = {label: perform(run, runs) for label, run in self.runs.items()}
+        results = {label: perform(run.seeded(seed), runs) for label, run in self.runs.items()}
         rows = []
         for label, result in results.items():
             row = {"": label, "images": result.log[-1][1]}
             row |= {title: round(result.measures[name], 4) for title, name in _MEASURES.items()}
             rows.append(row | ({"published mean IU": self.published.get(label)} if self.published else {}))
-        write(folder, self.title, self.claim, rows)
+        write(folder, self, rows, seed)
         draw(folder / "figure.png", self.title, *(self._curves(results, column) for column in (3, 2)), self.across)
         _samples(folder / "samples.png", results)
         return rows
@@ -69,11 +70,12 @@ class Experiment:
         }
 
 
-def write(folder, title, claim, rows):
-    """Write rows of a table, dicts with the same keys, as table.md, table.csv and table.json."""
+def write(folder, experiment, rows, seed=0):
+    """Write rows of an experiment's table, dicts with the same keys, as table.md, table.csv and table.json."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    command = f"fcn-fast experiment {folder.name}"
+    title, claim = experiment.title, experiment.claim
+    command = f"fcn-fast experiment {experiment.name}" + bool(seed) * f" --seed {seed}"
     versions = {"fcn_fast": fcn_fast.__version__, "torch": torch.__version__}
     facts = {"title": title, "claim": claim, "command": command, "versions": versions, "rows": rows}
     (folder / "table.json").write_text(json.dumps(facts, indent=1) + "\n")

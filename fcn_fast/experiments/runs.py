@@ -37,7 +37,8 @@ class Run:
         pixels: how pixels are sampled, one of :data:`fcn_fast.experiments.pixels.RULES`.
         mask: what training hides, ``"foreground"``, ``"background"`` or both, as :func:`masked` takes it.
         points: labelled pixels of each class in a picture, at random places; None for all.
-        seed: of the pictures.
+        pictures: the set of pictures to train on.
+        seed: of the first weights and the order of the pictures.
         evaluations: how often the held-out pictures are measured on the way, at the end too.
     """
 
@@ -50,11 +51,19 @@ class Run:
     pixels: str | None = None
     mask: tuple[str, ...] = ()
     points: int | None = None
+    pictures: int = 0
     seed: int = 0
     evaluations: int = 6
 
+    def seeded(self, seed):
+        """This run and those that it starts from with another seed, on other pictures."""
+        if not seed:
+            return self
+        given = {name: other.seeded(seed) for name in ("start", "trunk") if (other := getattr(self, name))}
+        return replace(self, name=f"{self.name}-seed-{seed}", pictures=self.pictures + 2 * seed, seed=seed, **given)
 
-PRETRAINED = Run("pretrained", "voc-fcn8s", SCRATCH, seed=1)
+
+PRETRAINED = Run("pretrained", "voc-fcn8s", SCRATCH, pictures=1)
 """What stands for VGG-16 trained on ImageNet: a trunk trained on other pictures."""
 
 
@@ -163,7 +172,7 @@ def perform(run, folder):
 
 def _train(run, start=None, trunk=None):
     solver = run.solver
-    torch.manual_seed(0)
+    torch.manual_seed(run.seed)
     model = models.build(run.model, len(CLASSES), WIDTH, padding="lean", learned_upsampling=run.learned_upsampling).to(
         memory_format=torch.channels_last
     )
@@ -175,8 +184,9 @@ def _train(run, start=None, trunk=None):
     if start:
         models.transplant(model, start.model)
     rule = RULES[run.pixels] if run.pixels else None
-    data = Pictures("train", 8000, run.mask, run.points, run.seed)
-    trainer, shown = Trainer(model, data, solver, pixel_weight=rule), held_out(run.mask)
+    data = Pictures("train", 8000, run.mask, run.points, run.pictures)
+    trainer = Trainer(model, data, solver, seed=run.seed, pixel_weight=rule)
+    shown = held_out(run.mask)
     marks = {round(solver.steps * (i + 1) / run.evaluations) for i in range(run.evaluations)}
     log = []
     with tqdm(range(1, solver.steps + 1), desc=run.name, disable=None, leave=False) as progress:

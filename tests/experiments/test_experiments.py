@@ -56,6 +56,20 @@ def test_every_experiment_writes_a_table_and_a_figure(small, tmp_path, capsys):
     assert {"fcn32s", "fcn8s", "pretrained", "points-1", "momentum-0.99-of-1"} <= trained
 
 
+def test_another_seed_is_another_run(small, tmp_path, capsys):
+    assert cli.main(["experiment", "upsampling", "--out", str(tmp_path), "--seed", "3"]) == 0
+    assert "`fcn-fast experiment upsampling --seed 3` made this" in capsys.readouterr().out
+    assert (tmp_path / "upsampling-seed-3" / "figure.png").exists() and not (tmp_path / "upsampling").exists()
+    run = runs.tuned("some")
+    other = run.seeded(3)
+    # No picture that another seed trains on, and none of those that its trunk was trained on.
+    sets = [(each.trunk.pictures, each.pictures) for each in (run, run.seeded(1), run.seeded(2), other)]
+    assert len({number for pair in sets for number in pair}) == 8
+    assert (other.name, other.seed, other.trunk.seed) == ("some-seed-3", 3, 3) and run.seeded(0) is run
+    first, second = (runs.perform(tiny(each), tmp_path / "runs").model.state_dict() for each in (run, other))
+    assert any((first[name] != second[name]).any() for name in first)
+
+
 def test_a_run_is_done_once(small, tmp_path, monkeypatch):
     run = tiny(runs.tuned("some", pixels="uniform 1/100"))
     first = runs.perform(run, tmp_path)
