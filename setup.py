@@ -61,7 +61,10 @@ def compiler_program(cxx):
 
 
 def compiler_name(cxx):
-    line = output_of(*cxx, "--version").splitlines()[0]
+    try:
+        line = output_of(*cxx, "--version").splitlines()[0]
+    except (subprocess.CalledProcessError, IndexError) as error:
+        raise SystemExit(f"fcn_fast: CXX: expected a C++ compiler, got {shlex.join(cxx)} ({error})") from error
     version = re.search(r"version (\d[\d.]*)|(\d[\d.]*)$", line)
     return f"{Path(compiler_program(cxx)).name} {version[1] or version[2]}" if version else line
 

@@ -1,6 +1,7 @@
 """Fast operations and networks for the pixel end of segmentation."""
 
 import warnings
+from pathlib import Path
 
 import torch  # noqa: F401, loads the library that the compiled module binds to
 
@@ -10,9 +11,13 @@ try:
     from fcn_fast import _C  # its import registers the CPU kernels
 except ImportError as error:
     _C = None
+    # Python's own words for a file that is not there speak of a circular import.
+    there = any(Path(__file__).parent.glob("_C.*.so"))
+    why = f"its compiled module does not load ({error})" if there else "it was installed without a C++ compiler"
     warnings.warn(
-        f"fcn_fast runs on its plain PyTorch reference, slower and with more memory: no compiled module ({error}). "
-        "Build it with: pip install .",
+        "fcn_fast runs on its plain PyTorch reference, slower and with more memory than PyTorch's own operations: "
+        f"{why}. "
+        "Build it with g++ or clang: pip install --force-reinstall --no-deps .",
         stacklevel=2,
     )
 

@@ -158,7 +158,7 @@ def _parser():
         "mean IU, frequency-weighted IU and each class's, and write them as JSON and the confusion matrix as PNG.",
     )
     kinds = "nyud, pascalcontext, sbd, shapes, siftflow, voc or voc-sbd"
-    evaluate.add_argument("--data", required=True, metavar="KIND:PATH", help=f"KIND is {kinds}")
+    evaluate.add_argument("--data", required=True, metavar="KIND:PATH", help=f"KIND is {kinds}; shapes needs no PATH")
     evaluate.add_argument("--weights", type=Path, required=True, metavar="W", help=WEIGHTS + " or .safetensors")
     evaluate.add_argument("--model", metavar="NAME", help=f"{MODEL} (default: what W says, or voc-fcn8s)")
     evaluate.add_argument("--split", metavar="NAME", help="list of images (default: val; of nyud and siftflow test)")
@@ -213,7 +213,7 @@ def _parser():
     bench.add_argument("--json", type=Path, metavar="F", help="write the measurements to F")
     bench.add_argument("--plots", type=Path, metavar="DIR", help="write plots as PNG into DIR")
     bench.set_defaults(command=_bench)
-    compare = bench.add_subparsers(metavar="compare").add_parser(
+    compare = bench.add_subparsers(metavar="[compare A.json B.json]").add_parser(
         "compare",
         help="what moved between two files of --json",
         description="Print the times that moved beyond the noise between two files of --json (or folders of them).",

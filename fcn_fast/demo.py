@@ -197,7 +197,7 @@ def _header(size, device, rounds):
         f"fcn_fast:   {', '.join(sorted(kernels))}"
         + (" only: no kernel for this device" if kernels == {"PyTorch"} else ""),
         f"times:      milliseconds, median of {rounds} rounds, sides alternating; paper: Titan X (Maxwell), 500x500",
-        "weights:    untrained (random, classes balanced) until weights are given: times hold, labels mean nothing",
+        "weights:    untrained (random, classes balanced): times hold, labels mean nothing",
         "",
     ]
 

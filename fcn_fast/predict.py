@@ -83,6 +83,8 @@ def convert(source, target, model=DEFAULT_MODEL, learned_upsampling=False):
     source, target = Path(source), Path(target)
     if target.suffix != ".safetensors":
         raise InputError(f"target: expected a file that ends in .safetensors, got {target}")
+    if source.suffix == ".safetensors":
+        raise InputError(f"source: expected one of {', '.join(_LOADERS)}, got {source}, which is safetensors already")
     net = _load(source, model or DEFAULT_MODEL, learned_upsampling=learned_upsampling)
     try:
         models.save_safetensors(net, target)

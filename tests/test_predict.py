@@ -234,7 +234,7 @@ def test_convert_refuses(tmp_path, narrow, capsys):
     line = refused(capsys, "convert", source, tmp_path / "no" / "net.safetensors", *options, "--learned-upsampling")
     assert "target: expected a file that can be written, got" in line
     line = refused(capsys, "convert", target, tmp_path / "twin.safetensors")
-    assert "weights: expected a file that ends in one of" in line
+    assert "source: expected one of .caffemodel, .pth, .pt, got" in line and "safetensors already" in line
 
 
 def test_images_are_found_in_order(folder):

@@ -25,7 +25,7 @@ def upsample_argmax(logits, size=None, scale_factor=None, *, align_corners=False
     if dtype not in LABELS:
         raise TypeError(f"dtype: expected torch.uint8, torch.int16, torch.int32 or torch.int64, got {dtype}")
     if logits.shape[1] - 1 > torch.iinfo(dtype).max:
-        raise ValueError(f"dtype: expected one that holds {logits.shape[1]} classes, got {dtype}")
+        raise ValueError(f"dtype: expected one that holds {logits.shape[1]} classes, got {dtype} (torch.int64 does)")
     grid = resolve_grid("logits", logits, size, scale_factor, align_corners, grid)
     return _forward(logits, grid.numbers(), dtype)
 

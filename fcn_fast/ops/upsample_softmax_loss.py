@@ -56,7 +56,8 @@ def upsample_softmax_loss(
     size = target.shape[-2:] if grid is None else None
     grid = resolve_grid("logits", logits, size, None, align_corners, grid)
     if target.shape[1] != grid.size[0] or target.shape[2] != grid.size[1]:
-        raise ValueError(f"grid: expected one to target's {_by(target.shape[-2:])}, got one to {_by(grid.size)}")
+        expected, got = _by(grid.size), _by(target.shape[-2:])
+        raise ValueError(f"target: expected {expected}, what the grid upsamples to, got {got}")
     weight, pixel_weight, code = check_loss_arguments(
         logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing
     )

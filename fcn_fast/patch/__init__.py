@@ -32,7 +32,9 @@ def patch(model):
         return _patch_processor(model)
     for name, module in model.named_modules():
         if original(module) is not None:
-            raise ValueError(f"model: expected one that is not patched, got one whose {_named(name)} is")
+            raise ValueError(
+                f"model: expected one that is not patched, got one whose {_named(name)} is (unpatch first)"
+            )
     report = Report(type(model).__name__)
     swaps = []
     for name, module in model.named_modules():

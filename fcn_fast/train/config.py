@@ -6,47 +6,49 @@ from pathlib import Path
 
 from fcn_fast.command import InputError
 from fcn_fast.models import VARIANTS
-from fcn_fast.train.solvers import SOLVERS, Solver
+from fcn_fast.train.solvers import SOLVERS, Solver, option
 
 __all__ = ["Config", "add_arguments", "read"]
 
-_SOLVER_FIELDS = {each.name: each.type for each in fields(Solver) if each.name != "init"}
-
-
-def _option(default, help, **options):
-    return field(default=default, metadata={"help": help, **options})
+_SOLVER_FIELDS = {each.name: each for each in fields(Solver) if each.name != "init"}
 
 
 @dataclass(frozen=True)
 class Config:
     """A training run; its fields are the flags, and the keys of the TOML file."""
 
-    data: str = _option(
-        MISSING, "KIND:PATH of the data set, as fcn-fast eval takes; shapes or shapes:SIDE is generated"
+    data: str = option(
+        MISSING,
+        "KIND:PATH of the data set, as fcn-fast eval takes; shapes or shapes:SIDE is generated; "
+        "needed, here or in CONFIG",
     )
-    out: str = _option(MISSING, "folder of the log, the checkpoint, the weights and the pictures", metavar="DIR")
-    model: str = _option("voc-fcn8s", "name of the published net", choices=tuple(VARIANTS))
-    solver: str = _option("", "a published net's, modern or shapes (default: the model's)", choices=tuple(SOLVERS))
-    init: tuple = _option((), "weights to start from, one file a stream of the net: .safetensors of any net of the "
+    out: str = option(
+        MISSING,
+        "folder of the log, the checkpoint, the weights and the pictures; needed, here or in CONFIG",
+        metavar="DIR",
+    )
+    model: str = option("voc-fcn8s", "name of the published net", choices=tuple(VARIANTS))
+    solver: str = option("", "a published net's, modern or shapes (default: the model's)", choices=tuple(SOLVERS))
+    init: tuple = option((), "weights to start from, one file a stream of the net: .safetensors of any net of the "
                           "family, .caffemodel, or .pth of VGG-16 under torchvision's keys; or scratch",
                           metavar="W", nargs="+")  # fmt: skip
-    init_pixels: str = _option("rgb", "what a .pth was trained on", choices=("rgb", "bgr"))
-    staged: bool = _option(False, "train 32s, 16s and 8s in turn, as far as the model's, each from the last, in "
+    init_pixels: str = option("rgb", "what a .pth was trained on", choices=("rgb", "bgr"))
+    staged: bool = option(False, "train 32s, 16s and 8s in turn, as far as the model's, each from the last, in "
                            "folders of their own")  # fmt: skip
-    split: str = _option("train", "list of images to train on", metavar="NAME")
-    skip_broken: bool = _option(False, "leave out images with missing or broken files")
-    val_split: str = _option("", "list of images to measure on (default: the data set's own)", metavar="NAME")
-    eval_every: int = _option(1000, "steps between measurements; 0 for one at the end", metavar="N")
-    eval_images: int = _option(0, "measure on the first N images only (default: all)", metavar="N")
-    checkpoint_every: int = _option(1000, "steps between checkpoints", metavar="N")
-    width: float = _option(1.0, "multiplies the channels of the net")
-    padding: str = _option("caffe", "geometry of the net", choices=("caffe", "lean"))
-    learned_upsampling: str = _option("", "learn the upsampling filters", choices=("dense", "grouped"))
-    half: bool = _option(False, "write the trained weights in float16")
-    seed: int = _option(0, "of the first weights, the order of the images and dropout")
-    workers: int = _option(0, "processes that load images", metavar="N")
-    device: str = _option("", "default: cuda where there is a GPU", choices=("cpu", "cuda"))
-    resume: bool = _option(False, "go on from the checkpoint in DIR, bit for bit")
+    split: str = option("train", "list of images to train on", metavar="NAME")
+    skip_broken: bool = option(False, "leave out images with missing or broken files")
+    val_split: str = option("", "list of images to measure on (default: the data set's own)", metavar="NAME")
+    eval_every: int = option(1000, "steps between measurements; 0 for one at the end", metavar="N")
+    eval_images: int = option(0, "measure on the first N images only (default: all)", metavar="N")
+    checkpoint_every: int = option(1000, "steps between checkpoints", metavar="N")
+    width: float = option(1.0, "multiplies the channels of the net")
+    padding: str = option("caffe", "geometry of the net", choices=("caffe", "lean"))
+    learned_upsampling: str = option("", "learn the upsampling filters", choices=("dense", "grouped"))
+    half: bool = option(False, "write the trained weights in float16")
+    seed: int = option(0, "of the first weights, the order of the images and dropout")
+    workers: int = option(0, "processes that load images", metavar="N")
+    device: str = option("", "default: cuda where there is a GPU", choices=("cpu", "cuda"))
+    resume: bool = option(False, "go on from the checkpoint in DIR, bit for bit")
     recipe: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -84,8 +86,9 @@ def add_arguments(parser):
             options["help"] += f" (default: {each.default})"
         parser.add_argument(_flag(each.name), default=argparse.SUPPRESS, **options)
     recipe = parser.add_argument_group("in place of the solver's own values")
-    for name, kind in _SOLVER_FIELDS.items():
-        recipe.add_argument(_flag(name), type=kind, default=argparse.SUPPRESS, metavar="X")
+    for name, each in _SOLVER_FIELDS.items():
+        metavar = None if "choices" in each.metadata else "X"
+        recipe.add_argument(_flag(name), type=each.type, default=argparse.SUPPRESS, metavar=metavar, **each.metadata)
 
 
 def read(arguments):
@@ -114,20 +117,20 @@ def _read_toml(path):
         raise InputError(f"CONFIG: expected a file that can be read, got {path} ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"CONFIG: expected TOML, got {path} ({error})") from error
-    kinds = {each.name: each for each in fields(Config) if each.name != "recipe"}
+    kinds = {each.name: each for each in fields(Config) if each.name != "recipe"} | _SOLVER_FIELDS
     values = {}
     for key, value in given.items():
         name = key.replace("-", "_")
-        kind = kinds[name].type if name in kinds else _SOLVER_FIELDS.get(name)
-        if kind is None:
+        if name not in kinds:
             raise InputError(f"CONFIG: expected keys that are flags of fcn-fast train, got {key}")
+        kind = kinds[name].type
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if kind is tuple and isinstance(value, (str, list)):
             value = tuple([value] if isinstance(value, str) else value)
         if type(value) is not kind:
             raise InputError(f"CONFIG: expected {kind.__name__} for {key}, got {value!r}")
-        choices = kinds[name].metadata.get("choices") if name in kinds else None
+        choices = kinds[name].metadata.get("choices")
         if choices and value not in (*choices, ""):
             raise InputError(f"CONFIG: expected one of {', '.join(choices)} for {key}, got {value!r}")
         values[name] = value

@@ -1,67 +1,51 @@
 """How a net is trained: the published solvers (shelhamer/fcn.berkeleyvision.org) and modern ones, as data."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 
 import torch
 
 from fcn_fast.models.stages import Conv
 
-__all__ = ["SOLVERS", "Solver", "initialise", "zero_scores"]
+__all__ = ["SOLVERS", "Solver", "initialise", "option", "zero_scores"]
 
 _PIXEL_DEVIATION = 60  # of photographs, of values from 0 to 255
 
 
+def option(default, help="", **options):
+    """A dataclass's field that is a flag too."""
+    return field(default=default, metadata={"help": help, **options})
+
+
 @dataclass(frozen=True)
 class Solver:
-    """A recipe.
-
-    Args:
-        steps: updates of the weights.
-        lr: learning rate of the weights; biases have ``bias_lr`` times as much and no decay.
-        optimizer: ``"sgd"`` or ``"adamw"``.
-        momentum: of SGD.
-        weight_decay: of the weights; AdamW decouples it from the gradient.
-        bias_lr: the biases' learning rate over the weights'.
-        iter_size: micro-batches whose gradients are averaged in one step.
-        batch: images in a micro-batch; smaller ones are padded at the bottom and right, their labels with 255.
-        reduction: of the loss over the pixels of a micro-batch, as in :func:`fcn_fast.ops.softmax_loss`.
-        schedule: ``"fixed"``, or ``"cosine"``: half a cosine down to 0.
-        warmup: steps over which the learning rate rises from 0.
-        precision: ``"float32"`` or ``"bf16"``, which is autocast.
-        dropout: of fc6 and fc7.
-        init: what training starts from: a net's name, ``"vgg16"`` or ``"alexnet"`` for weights of classification, or
-            ``"scratch"``.
+    """A recipe; its fields are flags of ``fcn-fast train``.
 
     Raises:
         ValueError: a value out of its range.
     """
 
-    steps: int
-    lr: float
-    optimizer: str = "sgd"
-    momentum: float = 0.99
-    weight_decay: float = 5e-4
-    bias_lr: float = 2.0
-    iter_size: int = 1
-    batch: int = 1
-    reduction: str = "sum"
-    schedule: str = "fixed"
-    warmup: int = 0
-    precision: str = "float32"
-    dropout: float = 0.5
+    steps: int = option(MISSING, "updates of the weights")
+    lr: float = option(MISSING, "learning rate of the weights")
+    optimizer: str = option("sgd", "of the weights", choices=("sgd", "adamw"))
+    momentum: float = option(0.99, "of SGD")
+    weight_decay: float = option(5e-4, "of the weights, not of biases; AdamW decouples it from the gradient")
+    bias_lr: float = option(2.0, "the biases' learning rate over the weights'")
+    iter_size: int = option(1, "micro-batches whose gradients are averaged in one step")
+    batch: int = option(1, "images in a micro-batch; smaller ones are padded at the bottom and right with labels 255")
+    reduction: str = option("sum", "of the loss over a micro-batch's pixels", choices=("sum", "mean", "full", "batch"))
+    schedule: str = option("fixed", "of the learning rate: half a cosine goes down to 0", choices=("fixed", "cosine"))
+    warmup: int = option(0, "steps over which the learning rate rises from 0")
+    precision: str = option("float32", "bf16 is autocast", choices=("float32", "bf16"))
+    dropout: float = option(0.5, "of fc6 and fc7")
+    # A net's name, "vgg16" or "alexnet" for weights of classification, or "scratch".
     init: str = "vgg16"
 
     def __post_init__(self):
-        choices = {
-            "optimizer": ("sgd", "adamw"),
-            "reduction": ("sum", "mean", "full", "batch"),
-            "schedule": ("fixed", "cosine"),
-            "precision": ("float32", "bf16"),
-        }
-        for name, values in choices.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name}: expected one of {', '.join(values)}, got {getattr(self, name)!r}")
+        for each in fields(self):
+            values = each.metadata.get("choices")
+            if values and getattr(self, each.name) not in values:
+                raise ValueError(f"{each.name}: expected one of {', '.join(values)}, got {getattr(self, each.name)!r}")
         for name, low in {"steps": 1, "iter_size": 1, "batch": 1, "warmup": 0}.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < low:

@@ -99,7 +99,11 @@ OF_ONE_OPERATION = {
     ],
     "upsample_softmax_loss": [
         ({"target": FINE[:, :0]}, ValueError, "(target|size): expected .*0x10"),
-        ({"target": FINE[:, 1:], "grid": GRID}, ValueError, "grid: expected one to target's 7x10, got one to 8x10"),
+        (
+            {"target": FINE[:, 1:], "grid": GRID},
+            ValueError,
+            "target: expected 8x10, what the grid upsamples to, got 7x10",
+        ),
     ],
     "skip_fuse": [
         ({"skip": None}, TypeError, "skip: expected a tensor, got NoneType"),
