@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 import fcn_fast
 from fcn_fast.experiments.runs import held_out, perform
 from fcn_fast.pictures import _in_colours
-from fcn_fast.train.pictures import save_rows, smoothed, to_picture
+from fcn_fast.train.pictures import plain_numbers, save_rows, smoothed, to_picture
 
 __all__ = ["Experiment", "draw", "write"]
 
@@ -105,6 +105,7 @@ def draw(path, title, mean_iu, loss, across):
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylim(bottom=0)
     right.set_yscale("log")
+    plain_numbers(right.yaxis)
     left.legend(frameon=False, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", weight="bold")
     figure.savefig(path)

@@ -115,7 +115,7 @@ def _writing(out):
         yield
     except OSError as error:
         raise InputError(
-            f"out: expected space for what training writes, got {out} ({error}); the last checkpoint is kept"
+            f"out: expected space for what training writes, got {out} ({error}); a checkpoint that was there is kept"
         ) from error
 
 

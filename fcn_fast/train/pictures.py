@@ -2,12 +2,13 @@
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageDraw, ImageFont
 
 from fcn_fast import pictures
 from fcn_fast.data.voc import MEAN_BGR
 
-__all__ = ["save_curves", "save_samples", "smoothed", "to_picture"]
+__all__ = ["plain_numbers", "save_curves", "save_samples", "smoothed", "to_picture"]
 
 
 def save_curves(path, rows):
@@ -23,6 +24,7 @@ def save_curves(path, rows):
     left.plot(*zip(*smoothed(losses), strict=True), color="#35608d")
     if all(loss > 0 for _, loss in losses):
         left.set_yscale("log")
+        plain_numbers(left.yaxis)
     measured = [(row["step"], row["mean_iu"]) for row in rows if row["mean_iu"] is not None]
     if measured:
         right.plot(*zip(*measured, strict=True), marker="o", markersize=4, color="#d1495b")
@@ -34,6 +36,13 @@ def save_curves(path, rows):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     return path
+
+
+def plain_numbers(axis):
+    """Let the numbers of a logarithmic axis be as they are, not powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def smoothed(points, count=100):
