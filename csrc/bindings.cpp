@@ -138,7 +138,7 @@ Targets targets_of(const Tensor& target, const std::optional<Tensor>& weight, co
 }
 
 // label_at: the bad label, on the host.
-void raise_for(const BadLabel& bad, const void* label_at, const Tensor& target, int64_t classes) {
+void raise_for(const BadLabel& bad, const void* label_at, const Tensor& target, int64_t classes, int64_t ignore_index) {
   std::string index;
   int64_t rest = bad.position;
   for (int64_t axis = target.dim() - 1; axis >= 0; --axis) {
@@ -153,15 +153,15 @@ void raise_for(const BadLabel& bad, const void* label_at, const Tensor& target, 
     default: label = *static_cast<const int64_t*>(label_at);
   }
   throw std::invalid_argument("target: expected labels from 0 to " + std::to_string(classes - 1) +
-                              " or ignore_index, got " + std::to_string(label) + " at [" + index + "]");
+                              " or ignore_index " + std::to_string(ignore_index) + ", got " + std::to_string(label) + " at [" + index + "]");
 }
 
 const void* label_at(const Tensor& target, int64_t position) {
   return static_cast<const char*>(target.const_data_ptr()) + position * target.element_size();
 }
 
-void raise_for(const BadLabel& bad, const Tensor& target, int64_t classes) {
-  if (bad.position != INT64_MAX) raise_for(bad, label_at(target, bad.position), target, classes);
+void raise_for(const BadLabel& bad, const Tensor& target, int64_t classes, int64_t ignore_index) {
+  if (bad.position != INT64_MAX) raise_for(bad, label_at(target, bad.position), target, classes, ignore_index);
 }
 
 Tensor bilinear_upsample(const Tensor& input, const Numbers& grid) {
@@ -212,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_loss(const Tensor& logits, const Tens
   const BadLabel bad = kernels->softmax_loss(
       map_of(x), targets_of(labels, class_weight, weight_map, ignore_index, reduction, label_smoothing), loss.mutable_data_ptr(),
       with_grad ? saved.mutable_data_ptr() : nullptr, total_weight.mutable_data_ptr());
-  if (check_labels) raise_for(bad, labels, x.size(1));
+  if (check_labels) raise_for(bad, labels, x.size(1), ignore_index);
   return {loss, saved, total_weight};
 }
 
@@ -244,7 +244,7 @@ std::tuple<Tensor, Tensor> upsample_softmax_loss(const Tensor& logits, const Ten
   const BadLabel bad =
       kernels->upsample_softmax_loss(map, targets_of(labels, class_weight, weight_map, ignore_index, reduction, label_smoothing),
                                      grid_of(grid, map.h, map.w), loss.mutable_data_ptr(), gradient ? saved.mutable_data_ptr() : nullptr);
-  if (check_labels) raise_for(bad, labels, x.size(1));
+  if (check_labels) raise_for(bad, labels, x.size(1), ignore_index);
   return {loss, saved};
 }
 
@@ -305,7 +305,7 @@ std::tuple<Tensor, Tensor, Tensor> softmax_loss_cuda(const Tensor& logits, const
     if (bad.position != INT64_MAX) {
       int64_t label = 0;
       check(cuda::to_host(&label, label_at(labels, bad.position), labels.element_size(), device.stream));
-      raise_for(bad, &label, labels, x.size(1));
+      raise_for(bad, &label, labels, x.size(1), ignore_index);
     }
   }
   return {loss, saved, total_weight};

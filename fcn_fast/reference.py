@@ -114,7 +114,7 @@ class _Labels:
         self.valid = labels != ignore_index
         self.bad = self.valid & ((labels < 0) | (labels >= classes))
         if check_labels and self.bad.any():
-            raise_for_label(target, int(self.bad.flatten().int().argmax()), classes)
+            raise_for_label(target, int(self.bad.flatten().int().argmax()), classes, ignore_index)
         self.labels = labels.masked_fill(~self.valid | self.bad, 0)
         ones = x.new_ones(()).expand(target.shape)
         self.pixel = ones if pixel_weight is None else pixel_weight.to(x.dtype)
@@ -130,11 +130,12 @@ class _Labels:
         return {NONE: 1, SUM: 1, FULL: 1 / max(shape.numel(), 1), BATCH: 1 / max(shape[0], 1)}[reduction]
 
 
-def raise_for_label(target, position, classes):
+def raise_for_label(target, position, classes, ignore_index):
     """Raise the ValueError of the label at this flat position of target."""
     index = [int(i) for i in torch.unravel_index(torch.tensor(position), target.shape)]
     raise ValueError(
-        f"target: expected labels from 0 to {classes - 1} or ignore_index, got {int(target[tuple(index)])} at {index}"
+        f"target: expected labels from 0 to {classes - 1} or ignore_index {ignore_index}, "
+        f"got {int(target[tuple(index)])} at {index}"
     )
 
 

@@ -32,7 +32,7 @@ def check(target, classes, ignore_index):
     labels = target.long()
     bad = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
     if bad.any():
-        raise_for_label(target, int(bad.flatten().int().argmax()), classes)
+        raise_for_label(target, int(bad.flatten().int().argmax()), classes, ignore_index)
 
 
 def weigh(target, weight, pixel_weight, classes, ignore_index, acc):

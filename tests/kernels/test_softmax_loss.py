@@ -87,7 +87,7 @@ def test_bad_labels_are_nan(dtype, layout, device):
     for reduction in (NONE, SUM):
         compare(logits, target, (None, None, 0.1), reduction, total_too=False)
     with pytest.raises(
-        ValueError, match=r"^target: expected labels from 0 to 4 or ignore_index, got .* at \[1, 2, 3\]"
+        ValueError, match=r"^target: expected labels from 0 to 4 or ignore_index 255, got .* at \[1, 2, 3\]"
     ):
         kernels.softmax_loss(logits, target, None, None, 255, MEAN, 0.0, True, False)
 

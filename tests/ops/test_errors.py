@@ -183,7 +183,7 @@ def test_bad_labels(op, label, reduction, implementation, device):
     target[1, 17, 5] = target[1, 17, 30] = label
     logits = randn(2, 21, *((7, 9) if op.upsamples else (56, 72)), device=device)
     loss = getattr(ops, op.name)
-    message = rf"^target: expected labels from 0 to 20 or ignore_index, got {label} at \[1, 17, 5\]"
+    message = rf"^target: expected labels from 0 to 20 or ignore_index 255, got {label} at \[1, 17, 5\]"
     with pytest.raises(ValueError, match=message):
         loss(logits, target, reduction=reduction, check_labels=True)
     if device == "cpu":
