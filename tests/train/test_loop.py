@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fcn_fast import models
+from fcn_fast import eager, models, ops
 from fcn_fast.metrics import ConfusionMatrix
 from fcn_fast.train import SOLVERS, Trainer, evaluate, pad_batch
 
@@ -116,6 +116,27 @@ def test_evaluation_is_at_native_size(seed):
 
 class _Items(list):
     ignore_index = 255
+
+
+def test_losses_are_those_of_pytorch_to_rounding(seed):
+    """A difference in the last bit grows from step to step, by PyTorch's own operations too: the measure is theirs."""
+    solver = replace(SOLVER, iter_size=1, batch=4, steps=30)
+    start = net(solver).state_dict()
+
+    def losses(operations, factor=1.0):
+        model = net(solver, ops=operations)
+        model.load_state_dict({name: factor * weight for name, weight in start.items()})
+        trainer = Trainer(model, pictures(8, seed), solver, seed=seed)
+        return torch.tensor([trainer.advance()[0] for _ in range(solver.steps)])
+
+    expected = losses(eager)
+    assert expected[-5:].mean() < 0.8 * expected[0]  # it learns
+    # Their geometric means, as differences grow exponentially.
+    own, ours = (
+        ((given - expected).abs() / expected).clamp(min=1e-8).log().mean().exp()
+        for given in (losses(eager, 1 + 2**-22), losses(ops))
+    )
+    assert ours < 4 * own
 
 
 def test_two_heads_are_trained_and_measured(seed):
