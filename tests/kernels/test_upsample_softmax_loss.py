@@ -74,7 +74,7 @@ def test_bad_labels_are_nan(reduction, grid, device):
     logits, target, _ = random(grid, device=device)
     target[0, 2, 3] = 3
     compare(logits, target, grid, (None, None, 0.1), reduction)
-    with pytest.raises(ValueError, match=r"^target: expected labels from 0 to 2 or ignore_index 255, got 3 at \[0, 2, 3\]"):
+    with pytest.raises(ValueError, match="^target: expected labels from 0 to 2 or ignore_index 255, got 3 at"):
         kernels.upsample_softmax_loss(logits, target, None, None, grid.numbers(), 255, MEAN, 0.0, True, False)
 
 
