@@ -17,8 +17,8 @@ from fcn_fast.command import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path("benchmarks", "results")
-SHOWN = {"speed": "times as long as fcn_fast", "stages": "FCN-8s, stage by stage"}  # in the README
 PLOTS = {
+    "stages": "FCN-8s, stage by stage",
     "memory": "Peak memory as work grows",
     "scaling": "Time as work grows",
     "roofline": "Operations a second against operations a byte",
@@ -91,14 +91,11 @@ def summary(name, whole):
     """What the README shows of a machine."""
     environment = whole["environment"]
     lines = [
-        *_pictures(name, whole, SHOWN, RESULTS),
         f"{tables.machine(whole)}, float32. Milliseconds, and how many times as long eager PyTorch and torch.compile "
         "take:",
         tables.speed(whole).markdown(),
-        *_stages(whole),
         *([tables.memory(whole).markdown()] if tables.memory(whole) else []),
-        f"Recorded in `{RESULTS / name}/` by `python -P benchmarks/record.py {name}` ({environment['date']}); more in "
-        "[docs/benchmarks.md](docs/benchmarks.md).",
+        f"Recorded in `{RESULTS / name}/` by `python -P benchmarks/record.py {name}` ({environment['date']}).",
     ]
     return "\n\n".join(lines)
 
@@ -106,6 +103,7 @@ def summary(name, whole):
 def details(name, whole):
     """What docs/benchmarks.md shows of a machine."""
     parts = {
+        **_stages(whole),
         "What bounds each case": tables.limits(whole),
         "FCN-8s from image to label map": tables.whole(whole),
         "Cost as work grows": scaling.cost(whole),
@@ -113,27 +111,23 @@ def details(name, whole):
         "Every case": tables.cases(whole),
     }
     lines = [f"## {name}", f"{tables.machine(whole)}.", f"{tables.rates(whole)}; {tables.spread(whole)}."]
+    folder = Path("..", RESULTS, name)
+    lines += [f"![{text}]({folder / plot}.png)" for plot, text in PLOTS.items() if plots.PLOTS[plot][0](whole)]
     for title, table in parts.items():
         if table:
             lines += [f"### {title}", table.markdown()]
-    lines += _pictures(name, whole, PLOTS, Path("..", RESULTS))
     if whole["notes"]:
         lines += ["### Left out", "\n".join(f"- {note}" for note in whole["notes"])]
     return "\n\n".join(lines)
 
 
 def _stages(whole):
-    lines = []
-    for dtype in ("float32", "bfloat16"):
-        for padding, title in (("caffe", "published padding"), ("lean", "lean padding")):
-            table = tables.stages(whole, padding, dtype)
-            if table:
-                lines += [f"FCN-8s at 500x500, {title}, {dtype}:", table.markdown()]
-    return lines
-
-
-def _pictures(name, whole, plots_, folder):
-    return [f"![{text}]({folder / name / plot}.png)" for plot, text in plots_.items() if plots.PLOTS[plot][0](whole)]
+    paddings = {"caffe": "published padding", "lean": "lean padding"}
+    return {
+        f"FCN-8s at 500x500, {title}, {dtype}": tables.stages(whole, padding, dtype)
+        for dtype in ("float32", "bfloat16")
+        for padding, title in paddings.items()
+    }
 
 
 if __name__ == "__main__":

@@ -324,8 +324,8 @@ def test_what_is_rendered_stands_between_the_marks(record, tmp_path, monkeypatch
     for text in (readme, details):
         assert text.startswith("before\n<!-- speed:begin -->\n") and text.endswith("\n<!-- speed:end -->\nafter\n")
         assert "old" not in text
-    assert "**2.00 ms** (eager 4.5x, compile 2.5x)" in readme and "benchmarks/results/here/speed.png" in readme
-    assert "| stage |" in readme and "peak MiB above the inputs" in readme
+    assert "**2.00 ms** (eager 4.5x, compile 2.5x)" in readme and "peak MiB above the inputs" in readme
+    assert "| stage |" in details and "../benchmarks/results/here/stages.png" in details
     assert "### What bounds each case" in details and "../benchmarks/results/here/roofline.png" in details
     assert all((tmp_path / module.RESULTS / "here" / f"{name}.png").exists() for name in plots.PLOTS)
     assert {path: path.read_text() for path in module.texts()} == module.texts()

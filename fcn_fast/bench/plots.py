@@ -86,28 +86,31 @@ def _speed_data(record):
 
 def _draw_speed(panels):
     rows = list(tables.LABELS.values())
-    figure = Figure(figsize=(4 + 3 * len(panels), 4), layout="constrained")
+    shown = {name for _, bars in panels for _, ratios in bars for name in ratios}
+    offsets = {"eager": -0.2, "compile": 0.2} if len(shown) > 1 else dict.fromkeys(shown, 0)
+    figure = Figure(figsize=(3 + 2.4 * len(panels), 4.4), layout="constrained")
+    figure.suptitle("How many times as long PyTorch takes (red: as long as fcn_fast)", x=0.01, ha="left", size=11)
     for i, (title, bars) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         for label, ratios in bars:
-            for offset, variant in ((-0.2, "eager"), (0.2, "compile")):
-                if variant in ratios:
-                    y = rows.index(label) + offset
-                    axes.barh(y, ratios[variant], 0.38, color=COLOURS[variant])
-                    axes.text(ratios[variant] * 1.06, y, f"{ratios[variant]:.1f}x", va="center", fontsize=7.5)
+            for variant, ratio in ratios.items():
+                y = rows.index(label) + offsets[variant]
+                axes.barh(y, ratio, 0.38, color=COLOURS[variant])
+                axes.text(ratio * 1.08, y, f"{ratio:.{ratio < 10:d}f}x", va="center", fontsize=8.5)
         axes.axvline(1, color=COLOURS["fcn_fast"], linewidth=1.5)
         axes.set_xscale("log")
         longest = max(max(ratios.values()) for _, ratios in bars)
-        axes.set_xlim(0.7, 2.2 * longest)
+        axes.set_xlim(0.7, 3 * longest)
         ticks = [10**n for n in range(1 + int(math.log10(2 * longest)))]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        _dress(axes, title, "times as long as fcn_fast")
+        _dress(axes, title.replace(" ", "\n", 1), "")
         axes.set_yticks(range(len(rows)), rows if i == 0 else [""] * len(rows))
         axes.tick_params(axis="y", length=0)
-    handles = [_patch(COLOURS["eager"], "eager PyTorch"), _patch(COLOURS["compile"], "torch.compile")]
-    figure.legend(handles=handles, loc="outside lower left", fontsize=8, frameon=False, ncols=2)
+    names = {"eager": "eager PyTorch", "compile": "torch.compile"}
+    handles = [_patch(COLOURS[variant], name) for variant, name in names.items() if variant in shown]
+    figure.legend(handles=handles, loc="outside lower left", fontsize=8.5, frameon=False, ncols=2)
     return figure
 
 
@@ -137,17 +140,14 @@ def _draw_stages(rows):
                 start + time / total / 2, i, f"{time / total:.0%}", ha="center", va="center", color="white", size=8
             )
             start += time / total
-            if floors:
-                right.barh(i, time, left=at, color=colour, height=0.7)
+            right.barh(i, time, left=at, color=colour, height=0.7)
             at += time
         label = f"{tables.figure(total)} ms"
         if floors:
             right.plot([sum(floors)] * 2, [i - 0.4, i + 0.4], color="black", linewidth=1.6)
             label += f", floor {tables.figure(sum(floors))}"
-            right.text(max(total, sum(floors)), i, f"  {label}", va="center", size=8, color=INK)
-        else:
-            right.text(0, i, f"  {label}", va="center", size=8, color=INK)
-    right.set_xlim(0, 1.6 * max(max(sum(times), sum(floors)) for _, times, floors in rows if floors))
+        right.text(max(total, sum(floors or [0])), i, f"  {label}", va="center", size=8, color=INK)
+    right.set_xlim(0, 1.4 * max(max(sum(times), sum(floors)) for _, times, floors in rows if floors))
     left.set_xlim(0, 1)
     left.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     _dress(left, "FCN-8s at 500x500: share of each stage", "")
@@ -212,7 +212,7 @@ def _draw_curves(figure, data, panels, ylabel):
         axes.minorticks_off()
         axes.grid(axis="y", color="#eeeeee")
         _dress(axes, "", AXES[sweep])
-        axes.set_ylabel(ylabel, size=8)
+        axes.set_ylabel(ylabel if axes.get_subplotspec().is_first_col() else "", size=8)
     for axes in panels[len(data) :]:
         axes.axis("off")
     names = list(dict.fromkeys(operation for lines in data.values() for operation, _, _ in lines))
