@@ -4,6 +4,9 @@
     python -P tools/fuzz.py --seconds 60 --seed 7
     python -P tools/fuzz.py --leaks 10000
 
+The compiled kernels are those of the instruction set that PyTorch chose; ATEN_CPU_CAPABILITY=default or avx2 chooses
+another.
+
 Every call has a number of its own: the seed of the first, and one more for each after it. A call that is wrong prints
 its number, and --seed NUMBER --calls 1 brings it back. With --leaks nothing is compared: the same calls are made over
 and over, and what the process holds must not grow.
@@ -17,18 +20,18 @@ import random
 import sys
 import time
 import types
+import warnings
 from pathlib import Path
 
 import torch
 
-from fcn_fast import reference
+from fcn_fast import kernels, reference
 
 # The table is the tests'. They are no package that is installed, and none of their folders may come before one that is.
-FOLDER = Path(__file__).resolve().parents[1] / "tests" / "ops"
 sys.modules["fcn_fast_tests"] = types.ModuleType("fcn_fast_tests")
-sys.modules["fcn_fast_tests"].__path__ = [str(FOLDER)]
-support = importlib.import_module("fcn_fast_tests.support")
-table = importlib.import_module("fcn_fast_tests.table")
+sys.modules["fcn_fast_tests"].__path__ = [str(Path(__file__).resolve().parents[1] / "tests")]
+support = importlib.import_module("fcn_fast_tests.ops.support")
+table = importlib.import_module("fcn_fast_tests.ops.table")
 
 KINDS = ("size", "scale_factor", "deconvolution", "rule")
 CLASSES = (1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 21, 31, 32, 33, 64, 65)
@@ -42,8 +45,10 @@ def main():
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**9))
     parser.add_argument("--calls", type=int, default=10**9)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--reference", action="store_true", help="in the compiled kernels' place")
     parser.add_argument("--leaks", type=int, metavar="CALLS")
     arguments = parser.parse_args()
+    _library = put_reference_in_place() if arguments.reference else None
     if arguments.leaks:
         return leaks(arguments.seed, arguments.leaks)
     start = time.monotonic()
@@ -52,6 +57,16 @@ def main():
     print(f"{sum(counts.values()):,} calls in {time.monotonic() - start:.0f} s from seed {arguments.seed}: {names}")
     print(f"largest error: {worst:.2f} of what is allowed; wrong calls: {wrong}")
     return 1 if wrong else 0
+
+
+def put_reference_in_place():
+    """The reference answers for the compiled kernels, for as long as what is returned lives."""
+    library = torch.library.Library("fcn_fast", "IMPL")  # noqa: TOR901
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is a kernel already is the point
+        for name in kernels.OPERATORS:
+            library.impl(name, getattr(reference, name), "CPU")
+    return library
 
 
 def run(seed, calls, until=float("inf")):
