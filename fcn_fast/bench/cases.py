@@ -108,6 +108,7 @@ class Case:
             "direction": self.direction,
             "dtype": self.dtype,
             "layout": self.layout,
+            "flop": work.flop(self),
             "bytes": work.transferred(self),
             "bytes_formula": work.formula(self),
         }
@@ -143,9 +144,13 @@ class Case:
 
     def needs(self, variants, check):
         """Bytes that these variants take at most, checked against float64 or not; a rough figure."""
-        maps = {"upsample_argmax": 2, "bilinear_upsample": 3, "skip_fuse": 6}.get(self.operation, 6)
-        largest = max(4 * (set(variants) != {"fcn_fast"}), 8 * check)
-        return 2 * work.transferred(self) + largest * maps * math.prod(self.high)
+        if set(variants) == {"fcn_fast"} and not check:
+            maps = 0 if self.operation in ("upsample_argmax", "upsample_softmax_loss") else 1
+        else:
+            maps = {"upsample_argmax": 2, "bilinear_upsample": 2}.get(self.operation, 3)
+            maps += 3 * (self.kind == "deconvolution")
+        # In float64 there are twice the bytes, of the inputs too; and peak memory is measured on inputs of its own.
+        return (1 + check) * (work.transferred(self) + 4 * maps * math.prod(self.high))
 
     def tolerance(self, device):
         """How large an error of fcn_fast may be, or which share of its labels may differ."""

@@ -79,9 +79,11 @@ def available_bytes(device):
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             limits.append(1024 * int(line.split()[1]))
-    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    limit, used, parts = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current", "stat"))
     if limit.isdigit() and used.isdigit():
-        limits.append(int(limit) - int(used))
+        # Files that were read count as used until somebody needs their memory.
+        files = sum(int(line.split()[1]) for line in parts.splitlines() if line.startswith("inactive_file "))
+        limits.append(int(limit) - int(used) + files)
     if not limits and hasattr(os, "sysconf"):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
     return min(limits, default=sys.maxsize)

@@ -53,9 +53,9 @@ class NetCase:
 
     @property
     def variants(self):
-        """What is compared, the baseline first; in the published geometry torch.compile too, and of the whole net what
-        :func:`fcn_fast.models.freeze_canvas` makes of it."""
-        compiles = ["compile"] if self.part in (*STAGES, "forward") and self.padding == "caffe" else []
+        """What is compared, the baseline first; of the whole net in the published geometry what
+        :func:`fcn_fast.models.freeze_canvas` makes of it too."""
+        compiles = ["compile"] if self.part in (*STAGES, "forward") else []
         freezes = ["canvas"] if self.part in ("forward", "predict") and self.padding == "caffe" else []
         return ("eager", *compiles, "fcn_fast", *freezes)
 

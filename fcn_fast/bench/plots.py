@@ -225,18 +225,16 @@ def _draw_curves(figure, data, panels, ylabel):
 def _roofline_data(record):
     """{"roof": operations/s, "copy": bytes/s, "points": [[operation, variant, operations a byte, operations/s], ...]}
 
-    An operation is half a multiply-add; an exponential counts as its instructions do.
+    An operation is half a multiply-add.
     """
     rates = record["environment"]["rates"]
     points = []
     for variants in groups_of(record["entries"]).values():
         for entry in (baseline_of(variants), variants.get("fcn_fast")):
-            limit = entry and entry.get("limit")
-            if limit and limit["arithmetic"] and entry["dtype"] == "float32":
-                operations = limit["arithmetic"] / 1e3 * rates["float32"]
-                seconds = median(entry) / 1e3
+            if entry and "flop" in entry and entry["dtype"] == "float32":
                 name = entry["operation"].partition(" ")[0]  # FCN-8s and its part, or an operation
-                points.append([name, entry["variant"], operations / entry["bytes"], operations / seconds])
+                rate = entry["flop"] / (median(entry) / 1e3)
+                points.append([name, entry["variant"], entry["flop"] / entry["bytes"], rate])
     return {"roof": rates["float32"], "copy": rates["copy"], "points": points} if points else {}
 
 

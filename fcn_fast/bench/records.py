@@ -41,19 +41,22 @@ def save(path, record):
 def load(path):
     """The record in a file, or the parts of one in a folder.
 
+    Of parts that were measured in sessions of their own, each with the machine's rates in it, ``"sessions"`` has
+    {part: rates}; ``"rates"`` of the whole are those of the first part that has them.
+
     Raises:
         InputError: nothing there that can be read as one.
     """
     path = Path(path)
-    files = [path]
-    if path.is_dir():
-        files = [file for part in suites.PARTS if (file := path / f"{part}.json").exists()]
-    if not files:
+    if not path.is_dir():
+        return _load(path)
+    parts = {part: _load(file) for part in suites.PARTS if (file := path / f"{part}.json").exists()}
+    if not parts:
         raise InputError(f"record: expected a folder with one of {', '.join(suites.PARTS)}.json, got {path}")
-    whole = {"environment": {}, "notes": [], "entries": []}
-    for file in files:
-        record = _load(file)
-        rates = {**whole["environment"].get("rates", {}), **record["environment"]["rates"]}
+    whole = {"environment": {}, "sessions": {}, "notes": [], "entries": []}
+    for part, record in parts.items():
+        whole["sessions"][part] = record["environment"]["rates"]
+        rates = {**record["environment"]["rates"], **whole["environment"].get("rates", {})}
         whole["environment"] = {**whole["environment"], **record["environment"], "rates": rates}
         whole["notes"] += record["notes"]
         whole["entries"] += record["entries"]

@@ -19,6 +19,7 @@ POSITIONS = {
     "threads": lambda entry: entry["threads"],
 }
 DEVIATIONS = ("median deviation", "largest")
+LAW = ("us a call", "ns a pixel", "ns a logit", "ns more where the logits exceed the caches", "ns a score")
 
 
 def curves(record, value):
@@ -32,15 +33,23 @@ def curves(record, value):
 
 
 def cost(record):
-    """Time as a constant plus so much a pixel and so much a full-resolution logit, of each operation and variant."""
-    rows = []
+    """Time of each operation and variant as a sum: so much a call, a pixel, a full-resolution logit, more of it where
+    all of these are larger than the last cache, and so much a low-resolution score."""
+    cache, rows = record["environment"]["last_level_cache"], []
     for (operation, variant), entries in _points(record).items():
-        seconds = [median(entry) / 1e3 for entry in entries]
-        terms = [(1, _pixels(entry), _pixels(entry) * entry["shape"][1]) for entry in entries]
-        (constant, pixel, logit), off = fit(terms, seconds)
-        cells = [figure(1e6 * constant), figure(1e9 * pixel), figure(1e9 * logit), *_deviations(off)]
-        rows.append([operation, variant, *cells, str(len(entries))])
-    return Table(["operation", "variant", "us a call", "ns a pixel", "ns a logit", *DEVIATIONS, "points"], rows)
+        seconds, terms = [median(entry) / 1e3 for entry in entries], []
+        for entry in entries:
+            logits = _pixels(entry) * entry["shape"][1]
+            terms.append(
+                (
+                    1e-6,
+                    *(1e-9 * n for n in (_pixels(entry), logits, logits * (4 * logits > cache))),
+                    1e-9 * math.prod(entry["shape"]),
+                )
+            )
+        coefficients, off = fit(terms, seconds)
+        rows.append([operation, variant, *map(figure, coefficients), *_deviations(off), str(len(entries))])
+    return Table(["operation", "variant", *LAW, *DEVIATIONS, "points"], rows)
 
 
 def memory(record):

@@ -30,13 +30,13 @@ SCALED = (
     ("upsample_argmax", "smooth", "forward"),
 )
 SWEEPS = {
-    "classes": [Size("classes", 1, classes, 64, 64, 8) for classes in (2, 5, 10, 21, 50, 100, 150, 300, 1000)],
-    "factor": [Size("factor", 1, 21, 512 // factor, 512 // factor, factor) for factor in (2, 4, 8, 16, 32)],
-    "image": [Size("image", 1, 21, side // 8, side // 8, 8) for side in (256, 512, 1024, 2048, 4096)],
-    "batch": [Size("batch", batch, 21, 63, 63, 8) for batch in (1, 2, 4, 8, 16)],
+    "classes": [Size(f"{n} classes", 1, n, 64, 64, 8) for n in (2, 5, 10, 21, 50, 100, 150, 300, 1000)],
+    "factor": [Size(f"factor {n}", 1, 21, 512 // n, 512 // n, n) for n in (2, 4, 8, 16, 32)],
+    "image": [Size(f"image of {n}x{n}", 1, 21, n // 8, n // 8, 8) for n in (256, 512, 1024, 2048, 4096)],
+    "batch": [Size(f"batch of {n}", n, 21, 63, 63, 8) for n in (1, 2, 4, 8, 16)],
 }
 INTERRUPTED = "interrupted"
-LONGEST = 2.0  # seconds of a call in a sweep
+LONGEST = 4.0  # seconds of a call in a sweep
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ def operations(device):
 
 def stages(device):
     """FCN-8s stage by stage."""
-    return [Job(case, seconds=8) for case in nets.stage_cases(device)]
+    return [Job(case, seconds=12) for case in nets.stage_cases(device)]
 
 
 def predict(device):
     """FCN-8s from image to label map."""
     large = [Job(case, SIDES) for case in nets.predict_cases([(1024, 2048)])]
-    return [Job(case, seconds=8) for case in nets.predict_cases([(500, 500)])] + large
+    return [Job(case, seconds=12) for case in nets.predict_cases([(500, 500)])] + large
 
 
 def scaling(device):
@@ -146,7 +146,7 @@ def measure(jobs, device):
 def _measure(job, device, before, notes):
     variants = [v for v in job.case.variants if job.variants is None or v in job.variants]
     if job.sweep:
-        variants = _in_time(job, variants, before, notes)
+        variants = _affordable(job, device, variants, before, notes)
     if not variants:
         return []
     entries, failed = run.measure(job.case, device, job.seconds, variants, check=not job.sweep)
@@ -159,15 +159,18 @@ def _measure(job, device, before, notes):
     return entries
 
 
-def _in_time(job, variants, before, notes):
-    """The variants whose call takes no longer than :data:`LONGEST`, going by what it took before."""
+def _affordable(job, device, variants, before, notes):
+    """The variants that fit, whose call takes no longer than :data:`LONGEST`, going by what it took before."""
     kept = []
     for variant in variants:
         work, seconds = before.get((job.case.operation, variant), (1, 0.0))
         expected = seconds * math.prod(job.case.high) / work
-        if expected <= LONGEST:
+        if expected > LONGEST:
+            notes.append(f"skipped: {variant} {job.case.group}: a call takes about {expected:.1f} s")
+            continue
+        try:
+            run.check_memory(job.case, device, [variant], check=False)
             kept.append(variant)
-        else:
-            shape = "x".join(map(str, job.case.high))
-            notes.append(f"skipped: {variant} {job.case.operation} {shape}: a call takes about {expected:.1f} s")
+        except run.Skipped as reason:
+            notes.append(f"skipped: {variant} {reason}")
     return kept

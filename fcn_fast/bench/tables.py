@@ -94,14 +94,21 @@ def machine(record):
 
 
 def rates(record):
-    """One line: what the machine reaches at the simplest things."""
-    environment = record["environment"]
-    work = "matrix product" if environment["device_type"] == "cuda" else "convolution"
-    parts = [f"copy {figure(environment['rates']['copy'] / 1e9)} GB/s"]
-    for dtype in ("float32", "bfloat16", "float16"):
-        if dtype in environment["rates"]:
-            parts.append(f"{work} in {dtype} {figure(environment['rates'][dtype] / 1e9)} GFLOP/s")
-    return "machine: " + ", ".join(parts)
+    """One line: what the machine reaches at the simplest things, in each of the sessions that the record is of."""
+    work = "matrix product" if record["environment"]["device_type"] == "cuda" else "convolution"
+    sessions = {}
+    for part, found in record.get("sessions", {"": record["environment"]["rates"]}).items():
+        parts, rates = sessions.setdefault((found["copy"], found["float32"]), ([], {}))
+        parts.append(part)
+        rates |= found
+    lines = []
+    for parts, found in sessions.values():
+        words = [f"copy {figure(found['copy'] / 1e9)} GB/s"]
+        for dtype in ("float32", "bfloat16", "float16"):
+            if dtype in found:
+                words.append(f"{work} in {dtype} {figure(found[dtype] / 1e9)} GFLOP/s")
+        lines.append((f"{' and '.join(parts)}: " if len(sessions) > 1 else "") + ", ".join(words))
+    return "machine: " + "; ".join(lines)
 
 
 def spread(record):

@@ -1,6 +1,7 @@
 """One way to time a call, on the CPU and on a GPU."""
 
 import itertools
+import random
 import statistics
 import time
 
@@ -64,6 +65,8 @@ def input_sets(case, device):
 def interleave(calls, device, seconds):
     """Time variants in turn, so that a machine that changes its speed changes it for all.
 
+    Each round has an order of its own: what a variant leaves behind, in caches and free memory, meets all the others.
+
     Args:
         calls: {variant: :class:`Call`}, each of which ran before.
         device: a ``torch.device``.
@@ -77,9 +80,9 @@ def interleave(calls, device, seconds):
     slowest = max(once.values())
     rounds = int(min(max(1e3 * seconds / slowest, ROUNDS[0]), ROUNDS[1]))
     repeats = {variant: int(min(max(slowest / once[variant], 1), REPEATS)) for variant in calls}
-    samples = {variant: {} for variant in calls}
-    for turn in range(rounds):
-        for variant in sorted(calls, reverse=turn % 2 == 1):
+    samples, orders = {variant: {} for variant in calls}, random.Random(0)
+    for _ in range(rounds):
+        for variant in orders.sample(list(calls), len(calls)):
             for kind, values in times(calls[variant], device, repeats[variant]).items():
                 samples[variant].setdefault(kind, []).extend(values)
     return samples

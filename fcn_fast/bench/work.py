@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-__all__ = ["Limit", "arithmetic", "formula", "limit", "transferred"]
+__all__ = ["Limit", "flop", "formula", "limit", "transferred"]
 
 # Maps that a direction must read or write once: scores at low and at full resolution, and labels. Forward and backward
 # together take the sum of both.
@@ -52,8 +52,8 @@ def formula(case):
     return " + ".join(f"{count} {name}" if count > 1 else name for name, count in _maps(case).items())
 
 
-def arithmetic(case):
-    """(multiply-adds, exponentials) that the CPU kernel takes.
+def flop(case):
+    """Twice the multiply-adds that the CPU kernel takes, the instructions of exponentials among them.
 
     Of smooth scores upsample_argmax looks at a class or two of a pixel, however many there are.
     """
@@ -62,7 +62,7 @@ def arithmetic(case):
     if case.operation == "upsample_softmax_loss":
         exponentials /= min(case.size.stride, 4) ** 2
     logits = math.prod(case.high) / (case.size.classes if case.kind == "smooth" else 1)
-    return multiply_adds * logits, exponentials * logits
+    return round(2 * (multiply_adds + EXPONENTIAL * exponentials) * logits)
 
 
 def limit(case, rates):
@@ -75,8 +75,7 @@ def limit(case, rates):
     """
     memory, computing = transferred(case) / rates["copy"], 0.0
     if "multiply_add" in rates:
-        multiply_adds, exponentials = arithmetic(case)
-        computing = (multiply_adds + EXPONENTIAL * exponentials) / rates["multiply_add"]
+        computing = flop(case) / 2 / rates["multiply_add"]
     return Limit(max(memory, computing), memory, computing)
 
 
