@@ -273,7 +273,9 @@ struct Device {
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
   explicit Device(const Tensor& t) : guard(t.get_device_index()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+    // Not through torch's macro for this, whose name changed after 2.11.
+    if (aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) != AOTI_TORCH_SUCCESS)
+      throw std::runtime_error("fcn_fast, CUDA: PyTorch has no current stream");
   }
 };
 
