@@ -18,8 +18,7 @@ import torch
 
 import fcn_fast
 from fcn_fast.bench import cases, machine, nets, run
-from fcn_fast.bench.memory import peak_bytes
-from fcn_fast.bench.timing import statistics_of, times
+from fcn_fast.bench.timing import times
 
 SECONDS = 0.5  # of rounds a benchmark, within the bounds below
 ROUNDS = (3, 50)
@@ -124,18 +123,11 @@ def measure(benchmark, device):
         benchmark.pedantic(timed, setup=lambda: (call.prepare(), {}), rounds=rounds)
         if benchmark.disabled:
             return
-        found = {"milliseconds": statistics_of([1e3 * seconds for seconds in benchmark.stats.stats.data])}
+        samples = {"": [1e3 * seconds for seconds in benchmark.stats.stats.data]}
         if device.type == "cuda":
-            found["event_milliseconds"] = statistics_of(times(call, device, rounds)["event_"])
-            if found["event_milliseconds"]["median"] < run.LAUNCH_BOUND:
-                found |= run.cuda_graph(call)
-        facts = {"variant": variant, **machine.facts(device), **case.facts}
-        measured = {
-            "error": errors[variant],
-            "error_against": case.against,
-            "peak_bytes": peak_bytes(case, variant, call, device),
-        }
-        benchmark.extra_info.update(facts, **found, **run.use(case, device, found), **measured)
+            samples["event_"] = times(call, device, rounds)["event_"]
+        entry = run.entry(case, device, variant, call, samples, errors[variant])
+        benchmark.extra_info.update({**machine.facts(device), **entry})
 
     yield measure
     torch.compiler.reset()

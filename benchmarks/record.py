@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fcn_fast.bench import plots, records, scaling, scripts, suites, tables
+from fcn_fast.bench import command, plots, records, scripts, suites, tables
 from fcn_fast.command import pick_device
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,32 +102,15 @@ def summary(name, whole):
 
 def details(name, whole):
     """What docs/benchmarks.md shows of a machine."""
-    parts = {
-        **_stages(whole),
-        "What bounds each case": tables.limits(whole),
-        "FCN-8s from image to label map": tables.whole(whole),
-        "Cost as work grows": scaling.cost(whole),
-        "Memory as work grows": scaling.memory(whole),
-        "Every case": tables.cases(whole),
-    }
     lines = [f"## {name}", f"{tables.machine(whole)}.", f"{tables.rates(whole)}; {tables.spread(whole)}."]
     folder = Path("..", RESULTS, name)
     lines += [f"![{text}]({folder / plot}.png)" for plot, text in PLOTS.items() if plots.PLOTS[plot][0](whole)]
-    for title, table in parts.items():
+    for title, table in command.sections(whole).items():
         if table:
             lines += [f"### {title}", table.markdown()]
     if whole["notes"]:
         lines += ["### Left out", "\n".join(f"- {note}" for note in whole["notes"])]
     return "\n\n".join(lines)
-
-
-def _stages(whole):
-    paddings = {"caffe": "published padding", "lean": "lean padding"}
-    return {
-        f"FCN-8s at 500x500, {title}, {dtype}": tables.stages(whole, padding, dtype)
-        for dtype in ("float32", "bfloat16")
-        for padding, title in paddings.items()
-    }
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from pathlib import Path
 from fcn_fast.bench import plots, records, scaling, suites, tables
 from fcn_fast.command import InputError, pick_device, writable_folder
 
-__all__ = ["report", "run"]
+__all__ = ["report", "run", "sections"]
+
+PADDINGS = {"caffe": "published padding", "lean": "lean padding"}
 
 
 def run(quick=False, device=None, json=None, out=None):
@@ -42,27 +44,31 @@ def run(quick=False, device=None, json=None, out=None):
 
 def report(record):
     """The tables of a record, for a terminal."""
-    dtypes = ("float32", "bfloat16")
-    parts = {
+    summary = {
         "fcn_fast, and how many times as long the others take": tables.speed(record),
-        **{
-            f"FCN-8s at 500x500, {padding} padding, {dtype}; paper: Titan X (Maxwell)": tables.stages(
-                record, padding, dtype
-            )
-            for dtype in dtypes
-            for padding in ("caffe", "lean")
-        },
-        "Memory": tables.memory(record),
-        "What bounds fcn_fast, and how near it comes": tables.limits(record),
-        "Cost as work grows": scaling.cost(record),
-        "Memory as work grows": scaling.memory(record),
-        "Everything": tables.cases(record),
+        "Peak memory": tables.memory(record),
     }
     lines = [tables.machine(record), tables.rates(record), tables.spread(record), ""]
-    for title, table in parts.items():
+    for title, table in {**summary, **sections(record)}.items():
         if table:
             lines += [title, "", table.plain(), ""]
     return "\n".join([*lines, *record["notes"]])
+
+
+def sections(record):
+    """{title: table} of all that a record says in detail; a table of nothing is False."""
+    return {
+        **{
+            f"FCN-8s at 500x500, {title}, {dtype}": tables.stages(record, padding, dtype)
+            for dtype in ("float32", "bfloat16")
+            for padding, title in PADDINGS.items()
+        },
+        "What bounds each case": tables.limits(record),
+        "FCN-8s from image to label map": tables.whole(record),
+        "Cost as work grows": scaling.cost(record),
+        "Memory as work grows": scaling.memory(record),
+        "Every case": tables.cases(record),
+    }
 
 
 def _check_file(path):

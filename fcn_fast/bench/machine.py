@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 import fcn_fast
 from fcn_fast import env
+from fcn_fast.bench.timing import Call, times
 
 __all__ = ["available_bytes", "facts", "rates"]
 
@@ -74,7 +75,8 @@ def rates(device, dtypes=("float32",)):
 def available_bytes(device):
     """Memory that can still be taken, at most what a container may use."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for the next
+        return torch.cuda.mem_get_info(device)[0] + kept
     limits = []
     for line in _read("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -116,18 +118,14 @@ def _matrix_rate(device, dtype, _threads):
         torch.set_float32_matmul_precision(precision)
 
 
-def _seconds(call, device):
+def _seconds(function, device):
     """Seconds of the fastest call: a limit is what a machine can do when nothing is in the way."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    samples, end = [], None
-    while end is None or time.perf_counter() < end or len(samples) < 3:
-        wait()
-        start = time.perf_counter()
-        call()
-        wait()
-        samples.append(time.perf_counter() - start)
-        end = end or time.perf_counter() + SECONDS
-    return min(samples)
+    call, kind = Call(function, [((), None)], "forward"), "event_" if device.type == "cuda" else ""
+    samples = times(call, device, 2)[kind]
+    end = time.perf_counter() + SECONDS
+    while time.perf_counter() < end:
+        samples += times(call, device, 1)[kind]
+    return min(samples) / 1e3
 
 
 def _last_level_cache():

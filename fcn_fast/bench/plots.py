@@ -74,7 +74,7 @@ def _speed_data(record):
     for size in SIZES:
         bars = []
         for key, label in tables.LABELS.items():
-            variants = groups.get(" ".join([key[0], *([key[1]] if key[1] else []), size.name, key[2]]))
+            variants = tables.group_of(groups, key, size.name)
             if variants and "fcn_fast" in variants:
                 ours = median(variants["fcn_fast"])
                 others = {"eager": baseline_of(variants), "compile": variants.get("compile")}

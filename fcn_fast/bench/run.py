@@ -14,11 +14,10 @@ __all__ = [
     "WrongResult",
     "calls_of",
     "check_memory",
-    "cuda_graph",
+    "entry",
     "error_of",
     "first_line",
     "measure",
-    "use",
 ]
 
 OURS = ("fcn_fast", "canvas")
@@ -56,7 +55,7 @@ def measure(case, device, seconds=0.5, variants=None, check=True):
     try:
         calls, errors, notes = calls_of(case, device, variants, check)
         samples = interleave(calls, device, seconds)
-        return [_entry(case, device, v, calls[v], samples[v], errors.get(v)) for v in calls], notes
+        return [entry(case, device, v, calls[v], samples[v], errors.get(v)) for v in calls], notes
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise Skipped(f"{case.group}: {first_line(error)}") from error
@@ -64,17 +63,25 @@ def measure(case, device, seconds=0.5, variants=None, check=True):
         torch.compiler.reset()
 
 
-def _entry(case, device, variant, call, samples, error):
+def entry(case, device, variant, call, samples, error):
+    """What a record has of a variant: the facts of its case, and everything that is measured of it.
+
+    Args:
+        case, device, variant: what was measured.
+        call: the variant's :class:`fcn_fast.bench.timing.Call`, warm.
+        samples: {"": [ms, ...], and on CUDA "event_": [ms, ...]}.
+        error: as :func:`calls_of` gives it; None where none was measured.
+    """
     times = {f"{kind}milliseconds": statistics_of(values) for kind, values in samples.items()}
     if device.type == "cuda" and times["event_milliseconds"]["median"] < LAUNCH_BOUND:
-        times |= cuda_graph(call)
+        times |= _cuda_graph(call)
     return {
         "group": case.group,
         "variant": variant,
         **case.facts,
         "threads": torch.get_num_threads(),
         **times,
-        **use(case, device, times),
+        **_use(case, device, times),
         **({} if error is None else {"error": error if math.isfinite(error) else None, "error_against": case.against}),
         "peak_bytes": peak_bytes(case, variant, call, device),
     }
@@ -146,7 +153,7 @@ def error_of(results, expected):
     return float(f"{error:.3g}")
 
 
-def use(case, device, times):
+def _use(case, device, times):
     """Bytes a second, and how near to the machine's limit the median comes, as far as the case says."""
     rates = machine.rates(device, (case.dtype,))
     milliseconds = (times.get("event_milliseconds") or times["milliseconds"])["median"]
@@ -166,7 +173,7 @@ def use(case, device, times):
     return found
 
 
-def cuda_graph(call):
+def _cuda_graph(call):
     """{"graph_milliseconds": statistics of the call as a CUDA graph}, or the error in their place."""
     if call.direction == "backward":
         return {}

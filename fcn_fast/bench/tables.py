@@ -14,6 +14,7 @@ __all__ = [
     "Table",
     "cases",
     "figure",
+    "group_of",
     "limits",
     "machine",
     "memory",
@@ -124,10 +125,10 @@ def spread(record):
 def speed(record):
     """Of each operation and size: the milliseconds of fcn_fast, and how many times as long the others take."""
     groups = groups_of(record["entries"])
-    sizes = [size for size in SIZES if any(_group(groups, key, size.name) for key in SHOWN)]
+    sizes = [size for size in SIZES if any(group_of(groups, key, size.name) for key in SHOWN)]
     rows = []
     for key, label in LABELS.items():
-        found = [_group(groups, key, size.name) for size in sizes]
+        found = [group_of(groups, key, size.name) for size in sizes]
         if any(found):
             rows.append([label, *(_ratios(variants) if variants else "" for variants in found)])
     return Table(["", *(size.title for size in sizes)], rows)
@@ -158,7 +159,7 @@ def stages(record, padding="caffe", dtype="float32"):
         ours, floor = variants["fcn_fast"], variants["fcn_fast"]["limit"]["milliseconds"]
         near = [f"{floor / median(variants[v]):.0%}" if v in variants else "" for v in ("eager", "fcn_fast")]
         rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, figure(floor), *near])
-    header = [*(f"{VARIANTS[v]} ms" for v in columns), *(f"{VARIANTS[v]} as a CUDA graph" for v in graphs)]
+    header = [*(f"{VARIANTS[v]} ms" for v in columns), *(f"{VARIANTS[v]} in a CUDA graph, ms" for v in graphs)]
     return Table(["stage", "GFLOP", "paper ms", *header, "floor ms", "eager reaches", "fcn_fast reaches"], rows)
 
 
@@ -180,11 +181,13 @@ def memory(record):
     """Peak memory of the loss and of the label map, above what the inputs take."""
     groups = groups_of(record["entries"])
     shown = {"loss, forward + backward": SHOWN[0], "label map": ("upsample_argmax", "smooth", "forward")}
-    sizes = [size for size in SIZES if all(_group(groups, key, size.name) for key in shown.values())]
+    sizes = [size for size in SIZES if all(group_of(groups, key, size.name) for key in shown.values())]
     rows = []
     for label, key in shown.items():
         for variant, title in (("eager", "eager PyTorch"), ("fcn_fast", f"`{key[0]}`")):
-            rows.append([f"{label}: {title}", *(_mebibytes(_group(groups, key, size.name)[variant]) for size in sizes)])
+            rows.append(
+                [f"{label}: {title}", *(_mebibytes(group_of(groups, key, size.name)[variant]) for size in sizes)]
+            )
     return Table(["peak MiB above the inputs", *(size.title for size in sizes)], rows if sizes else [])
 
 
@@ -228,7 +231,8 @@ def _graph(entry):
     return figure(graph) if graph else ""
 
 
-def _group(groups, key, size):
+def group_of(groups, key, size):
+    """{variant: entry} of an (operation, kind, direction) at the size of this name; None where there is none."""
     name, kind, way = key
     return groups.get(" ".join([name, *([kind] if kind else []), size, way]))
 

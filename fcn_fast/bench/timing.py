@@ -11,6 +11,8 @@ __all__ = ["Call", "graph_times", "input_sets", "interleave", "statistics_of", "
 
 ROUNDS = (5, 30)  # of all variants
 REPEATS = 10  # of a fast variant in a round at most
+SETS = 4096  # of inputs at most, of 32 KB each
+GRAPHED = 500  # calls in a CUDA graph at most
 
 
 class Call:
@@ -23,7 +25,7 @@ class Call:
     """
 
     def __init__(self, function, sets, direction):
-        self.function, self.direction = function, direction
+        self.function, self.direction, self.sets = function, direction, len(sets)
         self._sets = itertools.cycle(sets)
 
     def prepare(self):
@@ -56,7 +58,7 @@ def input_sets(case, device):
     if device.type == "cuda":
         size = sum(x.nbytes for x in (*inputs, grad) if x is not None)
         cache = torch.cuda.get_device_properties(device).L2_cache_size
-        for _ in range(min(3 * cache // size, 64)):
+        for _ in range(min(3 * cache // size, SETS)):
             copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in inputs]
             sets.append((copies, None if grad is None else grad.clone()))
     return sets
@@ -76,7 +78,8 @@ def interleave(calls, device, seconds):
         {variant: {"": [ms, ...], "event_": [ms, ...]}}, of the clock and, on CUDA, of its events. A fast variant has
         up to :data:`REPEATS` times as many.
     """
-    once = {variant: times(call, device, 1)[""][0] for variant, call in calls.items()}
+    # The better of two: how often a variant runs must not hang on one call that the machine disturbed.
+    once = {variant: min(times(call, device, 2)[""]) for variant, call in calls.items()}
     slowest = max(once.values())
     rounds = int(min(max(1e3 * seconds / slowest, ROUNDS[0]), ROUNDS[1]))
     repeats = {variant: int(min(max(slowest / once[variant], 1), REPEATS)) for variant in calls}
@@ -115,21 +118,25 @@ def _once_on_cuda(call):
 
 
 def graph_times(call, count=50):
-    """[ms, ...] of a call's CUDA graph, which takes the CPU out of what is timed; on the current device.
+    """[ms, ...] of a call in a CUDA graph, which takes the CPU out of what is timed; on the current device.
+
+    The graph has a call with each of the sets of inputs, so that here too they come from memory; of its time each call
+    has an equal share.
 
     Raises:
         RuntimeError: the call cannot be captured.
     """
-    prepared = call.prepare()
+    prepared = [call.prepare() for _ in range(min(call.sets, GRAPHED))]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
-            call(*prepared)
+            call(*prepared[0])
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call(*prepared)
+        for one in prepared:
+            call(*one)
     graph.replay()
     begins, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))
     for begin, end in zip(begins, ends, strict=True):
@@ -137,7 +144,7 @@ def graph_times(call, count=50):
         graph.replay()
         end.record()
     torch.cuda.synchronize()
-    return [begin.elapsed_time(end) for begin, end in zip(begins, ends, strict=True)]
+    return [begin.elapsed_time(end) / len(prepared) for begin, end in zip(begins, ends, strict=True)]
 
 
 def statistics_of(milliseconds):
