@@ -24,9 +24,12 @@ def test_records_and_renders(script, tmp_path, monkeypatch, set_num_threads):
     monkeypatch.setattr(script, "CASES", {name: script.CASES[name]})
     record = script.measure(quick=True)
     (found,) = record["cases"].values()
-    assert {side: len(losses) for side, losses in found["losses"].items()} == {"eager": 5, "fcn_fast": 5}
+    assert {side: len(losses) for side, losses in found["losses"].items()} == dict.fromkeys(
+        ("eager", "fcn_fast", script.CONTROL), 5
+    )
     assert found["losses"]["eager"][0] != found["losses"]["eager"][-1]  # it trains
-    assert script.differences(found["losses"])[0] < 1e-5
+    assert script.differences(found["losses"], "fcn_fast")[0] < 1e-5
+    assert max(script.differences(found["losses"], script.CONTROL)) < 1e-3
     assert all(found["peak_mib"][side] > 0 for side in script.SIDES)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "train_step.json").write_text(json.dumps(record))

@@ -1,5 +1,6 @@
 """The loop: batches, the order of the images, accumulation, sampled losses, evaluation."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -118,25 +119,21 @@ class _Items(list):
     ignore_index = 255
 
 
-def test_losses_are_those_of_pytorch_to_rounding(seed):
-    """A difference in the last bit grows from step to step, by PyTorch's own operations too: the measure is theirs."""
-    solver = replace(SOLVER, iter_size=1, batch=4, steps=30)
-    start = net(solver).state_dict()
-
-    def losses(operations, factor=1.0):
-        model = net(solver, ops=operations)
-        model.load_state_dict({name: factor * weight for name, weight in start.items()})
-        trainer = Trainer(model, pictures(8, seed), solver, seed=seed)
-        return torch.tensor([trainer.advance()[0] for _ in range(solver.steps)])
-
-    expected = losses(eager)
-    assert expected[-5:].mean() < 0.8 * expected[0]  # it learns
-    # Their geometric means, as differences grow exponentially.
-    own, ours = (
-        ((given - expected).abs() / expected).clamp(min=1e-8).log().mean().exp()
-        for given in (losses(eager, 1 + 2**-22), losses(ops))
-    )
-    assert ours < 4 * own
+def test_losses_are_those_of_pytorch(seed):
+    """Three steps at a time, as rounding grows from step to step in any training."""
+    solver = replace(SOLVER, iter_size=1, batch=4, steps=24, lr=2e-3)
+    theirs, ours = (Trainer(net(solver, ops=side), pictures(8, seed), solver, seed=seed) for side in (eager, ops))
+    losses, differences = [], []
+    for step in range(solver.steps):
+        if step % 3 == 0:
+            ours.model.load_state_dict(theirs.model.state_dict())
+            ours.optimizer.load_state_dict(copy.deepcopy(theirs.optimizer.state_dict()))
+        loss, other = theirs.advance()[0], ours.advance()[0]
+        losses.append(loss)
+        differences.append(abs(other - loss) / loss)
+    assert sum(losses[-6:]) < 0.8 * sum(losses[:6])
+    # A unit or a pooling window at a tie goes one way or the other, so not each of them.
+    assert sorted(differences)[len(differences) * 3 // 4] < 1e-5
 
 
 def test_two_heads_are_trained_and_measured(seed):
