@@ -1,7 +1,7 @@
 """Call every GPU kernel, forward and backward, for a checker or a profiler to watch.
 
-    python -P tools/gpu_calls.py            small maps, each result held against the CPU kernels in float64
-    python -P tools/gpu_calls.py --large    a training step's maps, once each, after the kernels are compiled
+    python -P tools/gpu_calls.py [DTYPE...]            small maps, each result held against the CPU kernels in float64
+    python -P tools/gpu_calls.py --large [DTYPE...]    a training step's maps, once each
 
 Without a GPU the calls are made on the CPU.
 """
@@ -12,6 +12,7 @@ import torch
 
 from fcn_fast import BilinearGrid, ops
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = {"low": (2, 21, 9, 11), "factor": 4}
 LARGE = {"low": (16, 150, 128, 128), "factor": 4}
@@ -83,10 +84,11 @@ def check(name, function, inputs, dtype):
 def main():
     torch.manual_seed(0)
     large = "--large" in sys.argv[1:]
+    dtypes = [word for word in sys.argv[1:] if word != "--large"] or DTYPES[: 2 if large else 4]
+    if unknown := set(dtypes) - set(DTYPES):
+        sys.exit(f"tools/gpu_calls.py: expected dtypes of {', '.join(DTYPES)}, got {' '.join(unknown)}")
     right = True
-    for dtype in (
-        (torch.float32, torch.bfloat16) if large else (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-    ):
+    for dtype in (getattr(torch, name) for name in dtypes):
         for last in (False, True):
             maps = LARGE if large else SMALL
             losses = (((16, 150, 512, 512), last), ((1, 19, 1024, 2048), last)) if large else LOSSES

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # tools/gpu_check.sh OUT: build, test and measure fcn_fast on this machine, which has PyTorch and may have a GPU, but no
-# network. Every part has its own log and time limit under OUT, the most telling first, and the next one runs whatever
-# became of it. Ends in a table and takes less than 9 minutes; its exit status is the number of parts that failed. What
-# this machine has no tool or GPU for is "not here" and no failure.
+# network. Every part has its own time limit, the most telling come first, and the next one runs whatever became of it.
+# OUT gets few files, each as soon as there is something for it: summary.txt, a line a part; log.txt, what all of them
+# said; operations.json and stages.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes; its exit status is
+# the number of parts that failed. What this machine has no tool or GPU for is "not here" and no failure.
 set -uo pipefail
 
 if (($# != 1)); then
@@ -16,31 +17,38 @@ export PATH=$PATH:/usr/local/cuda/bin PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_IND
 unset FCN_FAST_ALLOW_REFERENCE
 
 deadline=525 # seconds from the start; no part begins or lasts past it
-rows=()
+rows=("$(printf '%-12s %-14s %5s' part status seconds)")
 failures=0
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+: >"$out/log.txt"
 
-# part NAME LIMIT COMMAND...: run it with its output in OUT/NAME.log, for LIMIT seconds at most.
+# part NAME LIMIT COMMAND...: run it for LIMIT seconds at most. The logs of what it starts by itself are in $logs.
 part() {
   local name=$1 limit=$2 begin=$SECONDS
   shift 2
   local left=$((deadline - SECONDS))
   ((limit < left)) || limit=$left
+  rm -rf "$logs"
+  mkdir "$logs"
   if ((limit < 5)); then
     status="no time left"
   else
     echo "--- $name (at most $limit s)"
     # An interrupted pytest still reports, and writes the measurements that it has.
-    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1 </dev/null
+    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$work/log" 2>&1 </dev/null
     case $? in
       0) status=ok ;;
       3) status="not here" ;;
       124 | 137) status="timed out" ;;
       *) status=failed ;;
     esac
-    tail -n 3 "$out/$name.log"
+    tail -n 3 "$work/log"
+    tail -n +1 "$work/log" "$logs"/* 2>/dev/null | sed "1s/.*/===== $name: $status/" >>"$out/log.txt"
   fi
   [[ $status == ok || $status == "not here" ]] || failures=$((failures + 1))
   rows+=("$(printf '%-12s %-14s %5d' "$name" "$status" $((SECONDS - begin)))")
+  printf '%s\n' "${rows[@]}" >"$out/summary.txt"
 }
 
 # needs TOOL...: beside a GPU.
@@ -81,18 +89,17 @@ build() {
     "$python" -m pip install --no-build-isolation --no-deps --force-reinstall --verbose .
 }
 
-# -P, here and below: the source tree, which has no compiled module, must not come before the installed package.
+# A process a dtype, here and below one a file: what takes the time is compiling Triton's kernels, on one core each.
+# -P: the source tree, which has no compiled module, must not come before the installed package.
 calls() {
   needs
-  "$python" -P tools/gpu_calls.py
+  printf '%s\n' float32 bfloat16 float16 float64 | xargs -P 4 -I{} "$python" -P tools/gpu_calls.py {}
 }
 
-# A process a file: what takes the time is compiling Triton's kernels, on one core each.
 tests() {
   needs
-  mkdir -p "$out/tests"
   printf '%s\n' tests/{cuda,kernels,ops}/test_*.py | xargs -P "$(nproc)" -I{} bash -c '
-    log=$out/tests/$(tr / - <<<"${1#tests/}").log
+    log=$logs/$(tr / - <<<"${1#tests/}").log
     "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
     code=$?
     echo "$1: $(tail -n 1 "$log")"
@@ -101,13 +108,13 @@ tests() {
 
 aims() {
   needs
-  "$python" -P tools/gpu_aims.py "$out/aims.json"
+  "$python" -P tools/gpu_aims.py "$out/operations.json"
 }
 
 # Every allocation by itself, so that what lies past its end is nobody's.
 sanitizer() {
   needs compute-sanitizer
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -P tools/gpu_calls.py
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -P tools/gpu_calls.py float32 bfloat16
 }
 
 profile() {
@@ -121,13 +128,12 @@ profile() {
 
 benchmarks() {
   needs
-  "$venv/bin/fcn-fast" bench --quick --device cuda --json "$out/benchmarks.json"
+  "$venv/bin/fcn-fast" bench --quick --device cuda --json "$out/stages.json"
 }
 
-venv=$(mktemp -d)/venv
-trap 'rm -rf "$(dirname "$venv")"' EXIT
+venv=$work/venv logs=$work/logs
 python=$venv/bin/python
-export venv python out
+export venv python out logs
 export -f needs machine environment build calls tests aims sanitizer profile benchmarks
 
 part environment 60 bash -c environment
@@ -146,9 +152,6 @@ part initcheck 40 bash -c "sanitizer initcheck"
 part ncu 70 bash -c profile
 part benchmarks 90 bash -c benchmarks
 
-{
-  printf '%-12s %-14s %5s\n' part status seconds
-  printf '%s\n' "${rows[@]}"
-  printf '%-12s %-14s %5d\n' all "$failures failed" "$SECONDS"
-} | tee "$out/summary.txt"
+rows+=("$(printf '%-12s %-14s %5d' all "$failures failed" "$SECONDS")")
+printf '%s\n' "${rows[@]}" | tee "$out/summary.txt"
 exit "$failures"
