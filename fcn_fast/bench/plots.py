@@ -246,7 +246,7 @@ def _draw_roofline(data):
     corner = data["roof"] / data["copy"]
     roof = sorted({*ends, corner})
     axes.plot(roof, [min(data["copy"] * i, data["roof"]) / 1e9 for i in roof], color=INK, linewidth=1.5)
-    axes.text(ends[1], data["roof"] / 1e9 * 1.08, "multiply-adds of a convolution", ha="right", size=8, color=INK)
+    axes.text(ends[1], data["roof"] / 1e9 * 1.35, "multiply-adds of a convolution", ha="right", size=8, color=INK)
     axes.text(ends[0], data["copy"] * ends[0] / 1e9 * 2, "a copy", size=8, color=INK)
     for operation, variant, intensity, rate in data["points"]:
         ours = variant == "fcn_fast"

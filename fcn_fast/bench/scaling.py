@@ -19,7 +19,13 @@ POSITIONS = {
     "threads": lambda entry: entry["threads"],
 }
 DEVIATIONS = ("median deviation", "largest")
-LAW = ("us a call", "ns a pixel", "ns a logit", "ns more where the logits exceed the caches", "ns a score")
+LAW = (
+    "us a call",
+    "ns a pixel",
+    "ns a logit",
+    "ns more where the logits exceed the caches",
+    "ns a low-resolution score",
+)
 
 
 def curves(record, value):
