@@ -128,7 +128,7 @@ class SoftCrossEntropyLoss(nn.Module):
     Its mean is over all pixels, the ignored ones too. ``smooth_factor`` is the label smoothing, none unless given.
 
     Raises:
-        ValueError: a mode other than "multiclass", a dim other than 1.
+        ValueError: a dim other than 1.
     """
 
     def __init__(
@@ -138,12 +138,9 @@ class SoftCrossEntropyLoss(nn.Module):
         ignore_index=-100,
         dim=1,
         *,
-        mode="multiclass",
         align_corners=False,
     ):
         super().__init__()
-        if mode != "multiclass":
-            raise ValueError(f"mode: expected 'multiclass', as this is a softmax loss, got {mode!r}")
         if dim != 1:
             raise ValueError(f"dim: expected 1, the classes of (N, C, H, W), got {dim!r}")
         self.reduction = reduction

@@ -196,7 +196,6 @@ def test_sampled_pixels(device):
         (lambda: nn.CrossEntropyLoss(reduction="sum", global_mean=True), "reduction: expected 'mean'.* got 'sum'"),
         (lambda: nn.MMSegCrossEntropyLoss(use_sigmoid=True), "use_sigmoid: expected False"),
         (lambda: nn.MMSegCrossEntropyLoss(use_mask=True), "use_mask: expected False"),
-        (lambda: nn.SoftCrossEntropyLoss(mode="binary"), "mode: expected 'multiclass'.* got 'binary'"),
         (lambda: nn.SoftCrossEntropyLoss(dim=-1), "dim: expected 1"),
         (lambda: nn.OHEMLoss(threshold=1.5), "threshold: expected a probability"),
         (lambda: nn.OHEMLoss(min_kept=0), "min_kept: expected at least 1, got 0"),

@@ -93,9 +93,15 @@ def _expected(model):
 
 def _rows(name, module, twin):
     """What its twin replaces in one instance, and what is left."""
+    if hidden := getattr(module, "_modules", {}).keys() & twin.sites.keys():
+        return [], [Row(name, type(module).__name__, "", f"it has a part called {min(hidden)}, which patch would hide")]
     replaced = []
     left = [Row(name, _place(module, method), "", why) for method, why in twin.left.items()]
     for method, sites in twin.sites.items():
+        if method in vars(module):
+            why = "the instance has one of its own, set on it (by hooks of accelerate, say), and that one runs"
+            left.append(Row(name, _place(module, method), "", why))
+            continue
         for site in sites:
             place = _place(module, method, site.line)
             if why := site.obstacle and site.obstacle(module):
@@ -108,8 +114,15 @@ def _rows(name, module, twin):
 
 def _applies(site, module):
     """Whether what the code reads from the instance is what the operation is for."""
-    bilinear = not site.mode or getattr(module, site.mode, "bilinear") == "bilinear"
-    return bilinear and (not site.callee or deferred.fuses(getattr(module, site.callee, None)) is not None)
+    bilinear = not site.mode or _attribute(module, site.mode) in (None, "bilinear")
+    return bilinear and (not site.callee or deferred.fuses(_attribute(module, site.callee)) is not None)
+
+
+def _attribute(module, path):
+    """What module.x.y is; None where there is no such thing."""
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
 def _place(module, method, line=""):

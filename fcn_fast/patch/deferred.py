@@ -29,7 +29,8 @@ class Deferred:
     """
 
     def __init__(self, input, grid):
-        self.input = input
+        self.differentiated = torch.is_grad_enabled()
+        self.input = input if self.differentiated else input.detach()
         self.grid = grid
         self.map = None
         # Compiled code has no versions to read, and keeps the order of what it traced.
@@ -55,8 +56,11 @@ class Deferred:
         return ops.upsample_softmax_loss(self.scores(), target, weight, grid=self.grid, **options)
 
     def full(self):
-        if self.map is None:
+        if self.map is None and torch.is_grad_enabled() == self.differentiated:
             self.map = ops.bilinear_upsample(self.scores(), grid=self.grid)
+        elif self.map is None:  # as it would have been where it was to be upsampled, for others may read it too
+            with torch.inference_mode(False), torch.set_grad_enabled(self.differentiated):
+                self.map = ops.bilinear_upsample(self.scores(), grid=self.grid)
         return self.map
 
 
@@ -160,9 +164,12 @@ def _grid(input, size, scale_factor, mode, align_corners, rest):
         return None
     if len(input.shape) != 4 or 0 in input.shape or (size is None) == (scale_factor is None):
         return None
-    if not isinstance(size, (int, tuple, list, torch.SymInt, type(None))) or torch.jit.is_tracing():
+    if torch.jit.is_tracing():
         return None
-    return BilinearGrid.interpolate(input.shape[-2:], size, scale_factor, bool(align_corners))
+    try:
+        return BilinearGrid.interpolate(input.shape[-2:], size, scale_factor, bool(align_corners))
+    except ValueError:  # tensors among the numbers, which PyTorch may take, or what it has its own words for
+        return None
 
 
 def _fits(value, target):

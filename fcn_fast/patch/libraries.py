@@ -16,7 +16,7 @@ from torch import nn
 from fcn_fast import ops
 from fcn_fast.patch.deferred import Deferred, resize
 from fcn_fast.patch.rewrite import Site, rewrite
-from fcn_fast.patch.source import CannotRewriteError
+from fcn_fast.patch.source import CannotRewriteError, codes
 
 __all__ = ["makes_label_maps", "members", "remarks"]
 
@@ -32,6 +32,9 @@ def members(cls, sites, left):
         return _loss_function(cls, sites, left)
     scores = _scores_of(cls, left)
     if scores is None:
+        return {}
+    if taken := [name for name in ("loss", "predict_labels") if hasattr(cls, name)]:
+        left[taken[0]] = "it has one of its own"
         return {}
     obstacle = _smp_obstacle if scores is _smp_scores else None
     for name, code, call in (
@@ -77,9 +80,7 @@ def _loss_function(cls, sites, left):
 
 
 def _names(function):
-    while hasattr(function, "__wrapped__"):
-        function = function.__wrapped__
-    return set(function.__code__.co_names)
+    return {name for code in codes(inspect.unwrap(function).__code__) for name in code.co_names}
 
 
 def _scores_of(cls, left):
@@ -134,6 +135,11 @@ def _smp_obstacle(model):
 
 _PLAIN = {"shape", "backbone", "classifier", "F", "nn", "functional", "interpolate", "OrderedDict"}
 _SMP = {"torch", "jit", "is_scripting", "is_tracing", "is_torch_compiling", "check_input_shape", "encoder", "decoder"}
+_LABEL_MAPS = {
+    *("is_torch_available", "ImportError", "ValueError", "isinstance", "len", "range", "append", "shape", "unsqueeze"),
+    *("torch", "torch.nn.functional", "nn", "functional", "F", "interpolate", "argmax", "logits", "Tensor", "numpy"),
+    *("tolist", "SemanticSegmentationPostProcessorOutput", "segmentation"),
+}
 _KNOWN = (
     (
         ("torchvision.models.segmentation._utils", "_SimpleSegmentationModel"),
@@ -185,8 +191,10 @@ def predict_labels(self, images, dtype=torch.uint8):
 def makes_label_maps(cls):
     """Whether the class is an image processor that takes the argmax of upsampled logits, and does no more."""
     method = getattr(cls, "post_process_semantic_segmentation", None)
-    names = _names(method) if isinstance(method, types.FunctionType) else set()
-    return {"logits", "interpolate", "argmax"} <= names and names.isdisjoint({"softmax", "sigmoid", "einsum"})
+    if not isinstance(method, types.FunctionType) or not method.__module__.startswith("transformers."):
+        return False
+    aligned = any(constant is True for constant in inspect.unwrap(method).__code__.co_consts)
+    return {"logits", "interpolate", "argmax"} <= _names(method) <= _LABEL_MAPS and not aligned
 
 
 def post_process_semantic_segmentation(self, outputs, target_sizes=None, *args, **kwargs):

@@ -10,9 +10,12 @@ from fcn_fast.patch.source import codes
 
 __all__ = ["Names", "assigned", "criteria", "hands_over", "is_criterion", "is_resize", "mode_of", "resizes", "resolve"]
 
+# They see the local variables as they are.
+_READERS = frozenset({"locals", "vars", "eval", "exec"})
 # Functions with F.interpolate's first five parameters, by module and name.
 _RESIZES = {
     ("torch.nn.functional", "interpolate"),
+    ("torch.nn.functional", "upsample"),
     ("mmseg.models.utils.wrappers", "resize"),
     ("mmseg.ops.wrappers", "resize"),
 }
@@ -22,7 +25,12 @@ def resizes(function):
     """Whether a function names an upsampling: what is worth reading."""
     function = inspect.unwrap(function)
     named = {name for code in codes(function.__code__) for name in code.co_names}
-    return not named.isdisjoint({"interpolate", "resize"})
+    known = {name for _, name in _RESIZES}
+    return not named.isdisjoint(known) or any(_resizes(function.__globals__.get(name)) for name in named)
+
+
+def _resizes(thing):
+    return (getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)) in _RESIZES
 
 
 def resolve(node, function):
@@ -41,8 +49,7 @@ def is_resize(node, function):
     """Whether this is a call of an F.interpolate that may be bilinear."""
     if not isinstance(node, ast.Call):
         return False
-    callee = resolve(node.func, function)
-    if (getattr(callee, "__module__", None), getattr(callee, "__qualname__", None)) not in _RESIZES:
+    if not _resizes(resolve(node.func, function)):
         return False
     mode = mode_of(node)
     return mode is not None and not (isinstance(mode, ast.Constant) and mode.value != "bilinear")
@@ -110,6 +117,8 @@ class Names:
                 self._store(node.id, (node.lineno, node.col_offset), False)
         uses = (use for use in _uses(tree, parameter, function) if isinstance(use, ast.Name))
         self.deferred = {use.id for use in uses if self.mode(use) is not False} - changed
+        if not _READERS.isdisjoint(function.__code__.co_names):
+            self.deferred = set()
 
     def _store(self, name, place, mode):
         self.stores.setdefault(name, []).append((place, mode))

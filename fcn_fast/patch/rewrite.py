@@ -7,7 +7,6 @@ back to what the code says, so a rewritten method means what the method meant wh
 """
 
 import ast
-import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -45,7 +44,6 @@ class Site:
     obstacle: Callable[[object], str] | None = None
 
 
-@functools.cache
 def rewrite(function, takes_deferred=False):
     """The function with its bilinear upsamplings put off.
 
@@ -78,9 +76,10 @@ def rewrite(function, takes_deferred=False):
 
 
 def _self_attribute(node):
-    """The x of ``self.x``."""
-    direct = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return node.attr if direct else ""
+    """The x.y of ``self.x.y``."""
+    path = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+    start, _, names = path.partition(".")
+    return names if start == "self" and all(map(str.isidentifier, names.split("."))) else ""
 
 
 class _Rewriter(ast.NodeTransformer):
@@ -151,7 +150,7 @@ class _Rewriter(ast.NodeTransformer):
         function = self.visit(node.func)
         callee = resolve(node.func, self.function)
         local = isinstance(node.func, ast.Name) and node.func.id in self.function.__code__.co_varnames
-        if local and node.func.id in self.criteria:
+        if local and node.func.id in self.criteria or is_criterion(node.func, self.function):
             callee = deferred.CrossEntropy
         elif isinstance(callee, types.FunctionType) and not deferred.fuses(callee):
             function, callee = self._callee(callee, function)

@@ -62,10 +62,12 @@ def _first_line(node):
 
 def compile_as(tree, function, freevars):
     """The code of a function's definition, with these names for its closure."""
-    outer = ast.parse(f"def outer({', '.join(freevars)}): pass").body[0]
+    kind = function.__qualname__.rpartition(".")[0].rpartition(".")[2]
+    kind = kind if kind.isidentifier() else "_"
+    outer = ast.parse(f"def outer({', '.join(freevars)}):\n class {kind}: pass").body[0]
     inner = copy.copy(tree)
     inner.name = "inner"  # or a function that calls itself would find itself, and not what its module has by the name
-    outer.body = [inner]
+    outer.body[0].body = [inner]  # in a class of the same name, which is part of its private names
     module = ast.fix_missing_locations(ast.Module(body=[outer], type_ignores=[]))
     futures = function.__code__.co_flags & __future__.annotations.compiler_flag
     compiled = compile(module, function.__code__.co_filename, "exec", flags=futures, dont_inherit=True)
@@ -90,8 +92,9 @@ def function_as(old, code, cells):
     new = types.FunctionType(code, old.__globals__, old.__name__, old.__defaults__, closure)
     new.__kwdefaults__ = old.__kwdefaults__
     new.__dict__.update(old.__dict__)
-    for name in ("__module__", "__qualname__", "__doc__", "__annotations__"):
-        setattr(new, name, getattr(old, name))
+    for name in functools.WRAPPER_ASSIGNMENTS:
+        if hasattr(old, name):
+            setattr(new, name, getattr(old, name))
     return new
 
 

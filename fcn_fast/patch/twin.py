@@ -32,12 +32,16 @@ class Twin:
     left: dict
 
 
-@functools.cache
 def twin_of(cls):
-    """The :class:`Twin` of a class."""
+    """The :class:`Twin` of a class with the methods that it has now."""
+    return _twin_of(cls, tuple((name, method, method.__code__) for name, method in _methods(cls).items()))
+
+
+@functools.cache
+def _twin_of(cls, methods):
     sites, left = {}, {}
     namespace = libraries.members(cls, sites, left)
-    for name, method in _methods(cls).items():
+    for name, method, _ in methods:
         if name in namespace:
             continue
         try:

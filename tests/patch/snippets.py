@@ -8,6 +8,7 @@ import torch.nn as tnn
 from torch import nn
 from torch.nn import CrossEntropyLoss
 from torch.nn import functional as F
+from torch.nn.functional import interpolate as enlarge
 
 
 class Base(nn.Module):
@@ -294,6 +295,79 @@ def _closed_over(scale):
 
 
 Closure = _closed_over(3)
+
+
+class ReadWithoutGradient(Base):
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        with torch.no_grad():
+            mean = up.mean()
+        return up.exp().sum() + F.cross_entropy(up, target) + mean
+
+
+class ReadInInferenceMode(Base):
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        with torch.inference_mode():
+            mean = up.mean().item()
+        return up.exp().sum() + mean
+
+
+class MadeWithoutGradient(Base):
+    def forward(self, x, target, finer):
+        with torch.no_grad():
+            up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        return F.cross_entropy(up, target) + (finer + up).sum() + up.sum() + x.exp().sum()
+
+
+class Private(Base):
+    def __init__(self):
+        super().__init__()
+        self.__scale = 3.0
+
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        return self.__scale * F.cross_entropy(up, target)
+
+
+class OtherName(Base):
+    def forward(self, x, target, finer):
+        return F.cross_entropy(enlarge(x, size=target.shape[-2:], mode="bilinear"), target)
+
+
+class OldName(Base):
+    def forward(self, x, target, finer):
+        return F.cross_entropy(nn.functional.upsample(x, target.shape[-2:], mode="bilinear"), target)
+
+
+class SizeOfTensors(Base):
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=list(torch.tensor(target.shape[-2:])), mode="bilinear")
+        return F.cross_entropy(up, target)
+
+
+class Locals(Base):
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        names = locals()
+        return F.cross_entropy(names["up"], target) + F.cross_entropy(up, target)
+
+
+class MadeAndCalled(Base):
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        return nn.CrossEntropyLoss(label_smoothing=0.1)(up, target)
+
+
+class PartOfAttribute(Base):
+    def __init__(self):
+        super().__init__()
+        self.losses = nn.Module()
+        self.losses.of_pixels = nn.CrossEntropyLoss(reduction="sum")
+
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        return self.losses.of_pixels(up, target)
 
 
 class SameSize(Base):

@@ -97,6 +97,27 @@ def test_torchvision_of_another_version_has_no_helpers():
     assert not hasattr(model, "loss") and not hasattr(model, "predict_labels")
 
 
+class WithCriterion(doubles.FCN):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.loss = nn.CrossEntropyLoss(ignore_index=255)
+
+
+class WithMethod(doubles.FCN):
+    def loss(self, scores, target):
+        return F.cross_entropy(scores, target, ignore_index=255)
+
+
+@pytest.mark.parametrize("kind", [WithCriterion, WithMethod])
+def test_a_loss_of_the_models_own_is_kept(kind):
+    model, patched = copies(kind(CLASSES))
+    report = fcn_fast.patch(patched)
+    assert report.left and "loss" in str(report)
+    images, target = batch()
+    torch.testing.assert_close(patched.loss(patched(images)["out"], target), model.loss(model(images)["out"], target))
+    assert not hasattr(patched, "predict_labels")
+
+
 SMP = [
     lambda: doubles.SegmentationModel(CLASSES),
     lambda: doubles.SegmentationModel(CLASSES, upsampling=1),

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import types
 
 import pytest
 import torch
@@ -42,6 +43,7 @@ def labels(device="cpu"):
 
 
 # Each module, what it calls when patched, and what is reported. Its inputs are scores, labels and a finer map.
+_READ = ["bilinear_upsample, where the map is read"]
 CASES = [
     (snippets.Plain, ["bilinear_upsample"], ["bilinear_upsample"]),
     (snippets.Functional, ["upsample_softmax_loss"], None),
@@ -81,10 +83,21 @@ CASES = [
     (snippets.IsNone, ["upsample_softmax_loss"], None),
     (snippets.Closure, ["bilinear_upsample"], None),
     (snippets.SameSize, ["upsample_softmax_loss"], None),
+    (snippets.ReadWithoutGradient, ["bilinear_upsample", "upsample_softmax_loss"], None),
+    (snippets.ReadInInferenceMode, ["bilinear_upsample"], None),
+    (snippets.MadeWithoutGradient, ["upsample_softmax_loss", "skip_fuse", "bilinear_upsample"], None),
+    (snippets.Private, ["upsample_softmax_loss"], None),
+    (snippets.OtherName, ["upsample_softmax_loss"], ["upsample_softmax_loss"]),
+    (snippets.OldName, ["upsample_softmax_loss"], ["upsample_softmax_loss"]),
+    (snippets.SizeOfTensors, [], None),
+    (snippets.Locals, ["bilinear_upsample"], ["bilinear_upsample"]),
+    (snippets.MadeAndCalled, ["upsample_softmax_loss"], [*_READ, "upsample_softmax_loss"]),
+    (snippets.PartOfAttribute, ["upsample_softmax_loss"], [*_READ, "upsample_softmax_loss"]),
     (snippets.Shadowed, [], []),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
 @pytest.mark.parametrize(("kind", "called", "reported"), CASES, ids=lambda case: getattr(case, "__name__", ""))
 def test_does_the_same(kind, called, reported, device, calls):
     model, patched = copies(kind().to(device).double())
@@ -109,6 +122,25 @@ def test_case_list_is_complete():
     values = [value for value in vars(snippets).values() if isinstance(value, type)]
     kinds = {value for value in values if issubclass(value, nn.Module) and value.__module__ == snippets.__name__}
     assert kinds - {kind for kind, *_ in CASES} == {snippets.Base, snippets.Untouched, snippets.ByMode, snippets.Late}
+
+
+def test_a_method_that_was_replaced_since_is_the_one_that_is_rewritten(monkeypatch, calls):
+    fcn_fast.patch(snippets.Inherited())
+    monkeypatch.setattr(snippets.Inherited, "forward", snippets.Labels.forward)
+    patched = snippets.Inherited()
+    fcn_fast.patch(patched)
+    patched(scores(), labels(), None)
+    assert calls == ["upsample_argmax"]
+
+
+def test_an_instance_with_a_forward_of_its_own_keeps_it(calls):
+    model = snippets.Plain()
+    model.forward = types.MethodType(lambda self, x: snippets.Plain.forward(self, x, None, None), model)
+    report = fcn_fast.patch(nn.Sequential(model))
+    assert not report.replaced and "the instance has one of its own" in str(report)
+    assert type(model) is snippets.Plain
+    model(scores())
+    assert not calls
 
 
 @pytest.mark.parametrize("kind", [nn.ReLU, snippets.Untouched])

@@ -241,7 +241,7 @@ def test_label_maps_of_processors(name, device):
     processor, patched = kind(), kind()
     report = fcn_fast.patch(patched)
     assert "upsample_argmax" in str(report)
-    outputs = SimpleNamespace(logits=torch.randn(2, 7, 9, 11, device=device))
+    outputs = SimpleNamespace(logits=torch.randn(2, 7, 9, 11, dtype=torch.float64, device=device))  # no near ties
     for sizes in (None, [(30, 40), (17, 55)], [torch.Size((3, 4)), (9, 11)]):
         expected = processor.post_process_semantic_segmentation(outputs, sizes)
         for twin in (patched, copy.deepcopy(patched), pickle.loads(pickle.dumps(patched))):
@@ -253,6 +253,25 @@ def test_label_maps_of_processors(name, device):
         fcn_fast.patch(patched)
     fcn_fast.unpatch(patched)
     assert type(patched) is kind
+
+
+class _FromTheSecondClass(transformers.SegformerImageProcessorPil):
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None):
+        logits = outputs.logits[:, 1:]
+        return torch.nn.functional.interpolate(logits, target_sizes[0], mode="bilinear").argmax(dim=1)
+
+
+@pytest.mark.parametrize("kind", ["Tipsv2DptImageProcessor", "MaskFormerImageProcessorPil", _FromTheSecondClass])
+def test_processors_that_do_otherwise_are_refused(kind):
+    kind = getattr(transformers, kind, None) if isinstance(kind, str) else kind
+    if kind is None:
+        pytest.skip("not in this version of transformers, or not without torchvision")
+    try:
+        processor = kind()
+    except ImportError as error:
+        pytest.skip(str(error))
+    with pytest.raises(TypeError, match="an image processor that makes label maps"):
+        fcn_fast.patch(processor)
 
 
 def test_processors_give_scores_where_they_are_asked_for():
