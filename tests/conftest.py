@@ -21,6 +21,8 @@ if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
 
 import torch  # noqa: E402
 
+torch.backends.cudnn.allow_tf32 = False  # or a GPU's convolutions agree to three digits
+
 SEED = int(os.environ.get("FCN_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
 ALLOW_REFERENCE = os.environ.get("FCN_FAST_ALLOW_REFERENCE") == "1"
 OPERATORS = (

@@ -59,7 +59,7 @@ def test_activation_checkpointing(nets, device, reentrant):
     loss, _ = checkpoint(patched, images.requires_grad_(), labels, use_reentrant=reentrant)
     loss.backward()
     assert torch.equal(loss, expected)
-    assert_gradients_agree(gradients(patched), grads, 1e-6)
+    assert_gradients_agree(gradients(patched), grads, 1e-5)
 
 
 @pytest.mark.parametrize("family", [segformer, beit])

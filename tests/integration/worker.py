@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -43,7 +44,7 @@ def step(model, rank, device):
     return {"loss": losses, "gradients": {name.removeprefix("module."): grad.cpu() for name, grad in full.items()}}
 
 
-def cases(device):
+def cases(device, mesh):
     torch.manual_seed(0)
     model = net.Net().to(device)
     patched = copy.deepcopy(model)
@@ -53,23 +54,25 @@ def cases(device):
     yield "ddp patched", DistributedDataParallel(copy.deepcopy(patched))
     yield "ddp patched compiled", torch.compile(DistributedDataParallel(copy.deepcopy(patched)), backend="aot_eager")
     for name, sharded in (("fsdp", copy.deepcopy(model)), ("fsdp patched", copy.deepcopy(patched))):
-        fully_shard(sharded.head)
-        yield name, fully_shard(sharded)
+        fully_shard(sharded.head, mesh=mesh)
+        yield name, fully_shard(sharded, mesh=mesh)
     criterion = fcn_fast.nn.CrossEntropyLoss(ignore_index=255, global_mean=True)
     yield "ddp global mean", DistributedDataParallel(WithLoss(copy.deepcopy(model), criterion))
     sharded = WithLoss(copy.deepcopy(model), criterion)
-    yield "fsdp global mean", fully_shard(sharded)
+    yield "fsdp global mean", fully_shard(sharded, mesh=mesh)
 
 
 def main(rank, ranks, device, folder):
     rank, ranks = int(rank), int(ranks)
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     if device == "cuda":
         device = torch.device("cuda", rank)
         torch.cuda.set_device(device)
     backend = "gloo" if device == "cpu" else "nccl"
     dist.init_process_group(backend, init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
-    results = {name: step(model, rank, device) for name, model in cases(device)}
+    mesh = init_device_mesh(torch.device(device).type, (ranks,))  # left to itself fully_shard takes a GPU where one is
+    results = {name: step(model, rank, device) for name, model in cases(device, mesh)}
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
