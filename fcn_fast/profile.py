@@ -158,7 +158,7 @@ def _run(name, parts, device, out, rounds, command):
                 with torch.cuda.nvtx.range(part) if cuda else torch.profiler.record_function(part):
                     samples[part] += times(call, device, 1)["event_" if cuda else ""]
     width = max(map(len, parts))
-    print(f"{'':<{width}}  {'ms':>9}  of {rounds} rounds, {'CUDA events' if cuda else 'under the profiler'}")
+    print(f"{'':<{width}}  {'ms':>9}  median of {rounds} rounds, {'CUDA events' if cuda else 'under the profiler'}")
     for part, values in samples.items():
         print(f"{part:<{width}}  {statistics.median(values):>9,.3f}")
     if cuda:

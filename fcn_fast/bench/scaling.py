@@ -19,13 +19,7 @@ POSITIONS = {
     "threads": lambda entry: entry["threads"],
 }
 DEVIATIONS = ("median deviation", "largest")
-LAW = (
-    "us a call",
-    "ns a pixel",
-    "ns a logit",
-    "ns more where the logits exceed the caches",
-    "ns a low-resolution score",
-)
+LAW = ("us a call", "ns a pixel", "ns a logit", "+ past the cache", "ns a low-resolution logit")
 
 
 def curves(record, value):

@@ -160,7 +160,9 @@ def stages(record, padding="caffe", dtype="float32"):
         near = [f"{floor / median(variants[v]):.0%}" if v in variants else "" for v in ("eager", "fcn_fast")]
         rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, figure(floor), *near])
     header = [*(f"{VARIANTS[v]} ms" for v in columns), *(f"{VARIANTS[v]} in a CUDA graph, ms" for v in graphs)]
-    return Table(["stage", "GFLOP", "paper ms", *header, "floor ms", "eager reaches", "fcn_fast reaches"], rows)
+    return Table(
+        ["stage", "GFLOP", "paper ms (Titan X)", *header, "floor ms", "eager reaches", "fcn_fast reaches"], rows
+    )
 
 
 def whole(record):
