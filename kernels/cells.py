@@ -11,6 +11,7 @@ import triton.language as tl
 from fcn_fast.kernels.grid import clamped, first_output, inside
 
 LANES = 32
+ABREAST = tl.constexpr(4)  # classes whose corners are loaded together, where less is done with them than that takes
 
 
 @triton.jit

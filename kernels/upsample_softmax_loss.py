@@ -11,11 +11,11 @@ Two exponentials and 21 other instructions a class and output (sm_90, of its mac
 the logit, look for the label and add up corners. Moves the labels once, the coarse logits from L2, and with the
 gradient 32 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine. Bound by
 issue slots: on an H100 at 16x150x128x128, x4, those are 0.5 ms in _cells and the special-function unit 0.35, beside 0.2
-of writing; then 0.25 ms of _combine. With a third of the slots unused, as 16 warps a multiprocessor may leave them, 1.0
+of writing; then 0.25 ms of _combine. With a third of the slots unused, as 14 warps a multiprocessor may leave them, 1.0
 ms. A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
 
-Registers (ptxas for sm_80 to sm_120): 138, 128, 128 and 148, which leaves a multiprocessor 14, 16, 16 and 13 warps; 168
-with weights.
+The first loop has four classes' corners on their way together, or it would wait for each: 0.1 ms more. Registers (ptxas
+for sm_80 to sm_120): 140, 144, 133 and 148, which leaves a multiprocessor 14, 14, 15 and 13 warps; 176 with weights.
 """
 
 import torch
@@ -24,6 +24,7 @@ import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
+    ABREAST,
     LANES,
     cell_of_lane,
     combine,
@@ -132,7 +133,7 @@ def _cells(
     least = tl.full((LANES,), -float("inf"), ACC)
     finite = tl.zeros((LANES,), ACC)
     pointer = logits
-    for _ in range(classes):
+    for _ in tl.range(classes, loop_unroll_factor=ABREAST):
         a, b, c, d = load_corners(pointer, corners, ACC)
         bound = tl.maximum(bound, most_of(a, b, c, d))
         least = tl.maximum(least, least_of(a, b, c, d))
