@@ -158,6 +158,23 @@ def test_rates_are_work_over_time(monkeypatch):
     assert len(work_done) == len(rates) == 2
 
 
+def test_variants_take_turns_in_changing_order(monkeypatch):
+    turns, milliseconds = [], {"slow": 100.0, "middle": 40.0, "fast": 0.1}
+
+    def times(name, device, count):
+        turns.append((name, count))
+        return {"": [milliseconds[name]] * count}
+
+    monkeypatch.setattr(timing, "times", times)
+    samples = timing.interleave({name: name for name in milliseconds}, CPU, seconds=1.0)
+    assert {name: len(found[""]) for name, found in samples.items()} == {"slow": 10, "middle": 20, "fast": 100}
+    rounds = [[name for name, _ in turns[i : i + 3]] for i in range(3, len(turns), 3)]
+    assert all(sorted(names) == sorted(milliseconds) for names in rounds)
+    assert {names[0] for names in rounds} == {names[-1] for names in rounds} == set(milliseconds)
+    neighbours = [pair for names in rounds for pair in zip(names, names[1:], strict=False)]
+    assert set(neighbours) == {(a, b) for a in milliseconds for b in milliseconds if a != b}
+
+
 def test_statistics():
     values = [random.random() + 0.1 for _ in range(41)]
     found = timing.statistics_of(values)

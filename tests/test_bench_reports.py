@@ -141,6 +141,20 @@ def test_records_come_back(record, tmp_path):
         records.load(tmp_path / "none")
 
 
+def test_sessions_of_a_record_are_told_apart(record, tmp_path):
+    slower = {**RATES, "copy": RATES["copy"] / 2, "bfloat16": 3e11}
+    for part, rates in (("operations", RATES), ("stages", RATES), ("scaling", slower)):
+        records.save(tmp_path / f"{part}.json", {**record, "environment": {**record["environment"], "rates": rates}})
+    whole = records.load(tmp_path)
+    assert whole["environment"]["rates"] == {**slower, **RATES}  # those of the part whose limits are shown
+    assert tables.rates(whole) == (
+        "machine: operations and stages: copy 20.0 GB/s, convolution in float32 200 GFLOP/s; "
+        "scaling: copy 10.0 GB/s, convolution in float32 200 GFLOP/s, convolution in bfloat16 300 GFLOP/s"
+    )
+    (tmp_path / "scaling.json").unlink()
+    assert tables.rates(records.load(tmp_path)) == "machine: copy 20.0 GB/s, convolution in float32 200 GFLOP/s"
+
+
 def test_what_was_interrupted_keeps_what_it_has(tmp_path, monkeypatch, capsys):
     calls = iter([([{"group": "a"}], []), KeyboardInterrupt()])
 

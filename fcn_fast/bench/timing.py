@@ -1,7 +1,6 @@
 """One way to time a call, on the CPU and on a GPU."""
 
 import itertools
-import random
 import statistics
 import time
 
@@ -67,7 +66,8 @@ def input_sets(case, device):
 def interleave(calls, device, seconds):
     """Time variants in turn, so that a machine that changes its speed changes it for all.
 
-    Each round has an order of its own: what a variant leaves behind, in caches and free memory, meets all the others.
+    Each goes first in turn, and the order turns around: what a variant leaves behind, in caches and free memory, meets
+    not always the same other.
 
     Args:
         calls: {variant: :class:`Call`}, each of which ran before.
@@ -83,9 +83,11 @@ def interleave(calls, device, seconds):
     slowest = max(once.values())
     rounds = int(min(max(1e3 * seconds / slowest, ROUNDS[0]), ROUNDS[1]))
     repeats = {variant: int(min(max(slowest / once[variant], 1), REPEATS)) for variant in calls}
-    samples, orders = {variant: {} for variant in calls}, random.Random(0)
-    for _ in range(rounds):
-        for variant in orders.sample(list(calls), len(calls)):
+    samples, names = {variant: {} for variant in calls}, list(calls)
+    for turn in range(rounds):
+        first, backwards = turn % len(names), turn // len(names) % 2
+        order = names[first:] + names[:first]
+        for variant in reversed(order) if backwards else order:
             for kind, values in times(calls[variant], device, repeats[variant]).items():
                 samples[variant].setdefault(kind, []).extend(values)
     return samples
