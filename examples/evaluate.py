@@ -3,7 +3,7 @@
     python examples/evaluate.py
 
 Pixel accuracy after each batch, of a net that ends at 1/8 of the picture: with its scores upsampled and their argmax
-taken, and with fcn_fast.ops.upsample_argmax. The measures are the same.
+taken, and with fcn_fast.ops.upsample_argmax. The measures are the same, and as low as those of random weights are.
 """
 
 import side_by_side
@@ -41,4 +41,4 @@ def evaluate(side, arguments):
 
 
 if __name__ == "__main__":
-    side_by_side.main(__doc__, evaluate, ("plain", "label map"), batches=6, batch=2, size=512, classes=150)
+    side_by_side.main(__doc__, evaluate, ("plain", "label map"), "accuracy", batches=6, batch=2, size=512, classes=150)

@@ -36,4 +36,4 @@ def train(side, arguments):
 
 
 if __name__ == "__main__":
-    side_by_side.main(__doc__, train, ("plain", "patched"), steps=5, batch=2, size=256, classes=150)
+    side_by_side.main(__doc__, train, ("plain", "patched"), "loss", steps=5, batch=2, size=256, classes=150)

@@ -10,7 +10,7 @@ import time
 import torch
 
 
-def main(description, run, sides, **options):
+def main(description, run, sides, numbers, **options):
     """Run an example's sides and print their losses or measures, times and peak memory in columns.
 
     Args:
@@ -18,11 +18,12 @@ def main(description, run, sides, **options):
         run: takes the side and the arguments; yields first once everything is set up and has run once, then a number
             after each step.
         sides: their names, the plain one first.
+        numbers: what the numbers are.
         **options: whole-number arguments and their defaults.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in options.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=" ")
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--side", choices=sides, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -33,7 +34,7 @@ def main(description, run, sides, **options):
         output = subprocess.check_output([sys.executable, *sys.argv, "--side", side], text=True)
         results[side] = json.loads(output.splitlines()[-1])
     width = max(12, *map(len, sides)) + 2
-    print("step".ljust(20) + "".join(side.rjust(width) for side in sides))
+    print(f"step, {numbers}".ljust(20) + "".join(side.rjust(width) for side in sides))
     for step, numbers in enumerate(zip(*(result["numbers"] for result in results.values()), strict=True)):
         print(str(step).ljust(20) + "".join(f"{number:.6f}".rjust(width) for number in numbers))
     for name, unit in (("milliseconds a step", "ms"), ("peak memory", "MiB")):

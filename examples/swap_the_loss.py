@@ -46,4 +46,4 @@ def train(side, arguments):
 
 
 if __name__ == "__main__":
-    side_by_side.main(__doc__, train, ("plain", "swapped"), steps=8, batch=2, size=384, classes=150)
+    side_by_side.main(__doc__, train, ("plain", "swapped"), "loss", steps=8, batch=2, size=384, classes=150)
