@@ -1,10 +1,12 @@
 """What the rewritten methods of a patched model call: an upsampling that waits until it is known what becomes of it."""
 
 import functools
+import types
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from fcn_fast import ops
 from fcn_fast.criteria import mmseg_reduction
@@ -152,7 +154,9 @@ def _stand_in(function):
             return _cross_entropy_module
         mmseg = kind.__module__ == "mmseg.models.losses.cross_entropy_loss"
         return _mmseg_cross_entropy if mmseg and kind.__name__ == "CrossEntropyLoss" else None
-    name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
+    if not isinstance(function, types.FunctionType):
+        return None
+    name = function.__module__, function.__name__
     return _mmseg_accuracy if name == ("mmseg.models.losses.accuracy", "accuracy") else None
 
 
@@ -164,12 +168,19 @@ def _grid(input, size, scale_factor, mode, align_corners, rest):
         return None
     if len(input.shape) != 4 or 0 in input.shape or (size is None) == (scale_factor is None):
         return None
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing() or _transforms():
         return None
     try:
         return BilinearGrid.interpolate(input.shape[-2:], size, scale_factor, bool(align_corners))
     except ValueError:  # tensors among the numbers, which PyTorch may take, or what it has its own words for
         return None
+
+
+def _transforms():
+    """Whether torch.func or forward-mode differentiation is at work, for which PyTorch's own operations are made."""
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _fits(value, target):

@@ -125,13 +125,19 @@ class _Rewriter(ast.NodeTransformer):
             node.value = self._kept(node.value)
             return node
         if name in self.criteria and is_criterion(node.value, self.function):
-            node.value = self._helper("CrossEntropy", node.value.args, node.value.keywords)
+            node.value = self._criterion(node.value)
+            return node
         return self.generic_visit(node)
 
     def visit_Name(self, node):
         if node.id in self.names.deferred and isinstance(node.ctx, ast.Load):
             return self._helper("full", [node])
         return node
+
+    def _criterion(self, node):
+        """An nn.CrossEntropyLoss, made by the method for itself, that takes deferred maps."""
+        made = self.generic_visit(node)
+        return self._helper("CrossEntropy", made.args, made.keywords)
 
     def _is_upsampling(self, node):
         return self.names.holds(node) or is_resize(node, self.function)
@@ -147,10 +153,11 @@ class _Rewriter(ast.NodeTransformer):
 
     def _call(self, node):
         """A call with an upsampling as its first argument."""
-        function = self.visit(node.func)
+        made = is_criterion(node.func, self.function)
+        function = self._criterion(node.func) if made else self.visit(node.func)
         callee = resolve(node.func, self.function)
         local = isinstance(node.func, ast.Name) and node.func.id in self.function.__code__.co_varnames
-        if local and node.func.id in self.criteria or is_criterion(node.func, self.function):
+        if made or local and node.func.id in self.criteria:
             callee = deferred.CrossEntropy
         elif isinstance(callee, types.FunctionType) and not deferred.fuses(callee):
             function, callee = self._callee(callee, function)

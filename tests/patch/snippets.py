@@ -370,6 +370,16 @@ class PartOfAttribute(Base):
         return self.losses.of_pixels(up, target)
 
 
+class Partial(Base):
+    def __init__(self):
+        super().__init__()
+        self.loss = functools.partial(F.cross_entropy, ignore_index=-100)
+
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")
+        return self.loss(up, target)
+
+
 class SameSize(Base):
     def forward(self, x, target, finer):
         up = F.interpolate(x, size=target.shape[-2:], mode="bilinear")

@@ -93,6 +93,7 @@ CASES = [
     (snippets.Locals, ["bilinear_upsample"], ["bilinear_upsample"]),
     (snippets.MadeAndCalled, ["upsample_softmax_loss"], [*_READ, "upsample_softmax_loss"]),
     (snippets.PartOfAttribute, ["upsample_softmax_loss"], [*_READ, "upsample_softmax_loss"]),
+    (snippets.Partial, ["bilinear_upsample"], _READ),
     (snippets.Shadowed, [], []),
 ]
 
@@ -122,6 +123,30 @@ def test_case_list_is_complete():
     values = [value for value in vars(snippets).values() if isinstance(value, type)]
     kinds = {value for value in values if issubclass(value, nn.Module) and value.__module__ == snippets.__name__}
     assert kinds - {kind for kind, *_ in CASES} == {snippets.Base, snippets.Untouched, snippets.ByMode, snippets.Late}
+
+
+@pytest.mark.parametrize(
+    "kind", [snippets.ReadWithoutGradient, snippets.MadeWithoutGradient, snippets.MadeAndCalled, snippets.Partial]
+)
+def test_compiles_as_one_graph(kind, device, compile):
+    model, patched = copies(kind().to(device))
+    fcn_fast.patch(patched)
+    x, finer = scores(device), torch.randn(2, 5, 12, 14, dtype=torch.float64, device=device)
+    target = labels(device)
+    expected, actual = model(x, target, finer), compile(patched, backend="aot_eager")(x, target, finer)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(torch.autograd.grad(actual, x), torch.autograd.grad(expected, x))
+
+
+def test_transforms_of_torch_func_run_the_models_own_code(calls):
+    model, patched = copies(snippets.MapThenLoss().double())
+    fcn_fast.patch(patched)
+    x, target = scores().detach(), labels()
+    gradients = [torch.func.grad(lambda x, m=m: m(x, target, None))(x) for m in (model, patched)]
+    torch.testing.assert_close(*gradients)
+    tangents = [torch.func.jvp(lambda x, m=m: m(x, target, None), (x,), (x.exp(),))[1] for m in (model, patched)]
+    torch.testing.assert_close(*tangents)
+    assert not calls
 
 
 def test_a_method_that_was_replaced_since_is_the_one_that_is_rewritten(monkeypatch, calls):
