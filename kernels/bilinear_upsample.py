@@ -29,7 +29,7 @@ from fcn_fast.kernels.grid import blend, cell_of, clamped, first_output, inside,
 from fcn_fast.reference import memory_format
 
 PROGRAMS = 2048  # enough to fill a GPU; each does more only where there are more
-VARIES = ["y", "x", "cells", "tiles", "groups", "rows", "row", "skip_height", "skip_groups"]
+VARIES = [*rule.AXES, "cells", "tiles", "groups", "rows", "row", "skip_height", "skip_groups"]
 
 
 def bilinear_upsample(input, grid):
@@ -61,7 +61,7 @@ def sample(input, grid, skip=None, crop=(0, 0)):
     cells = min(max(planes * tiles * count // PROGRAMS, 1), max(32 // longest, 1))
     with torch.cuda.device_of(input):
         _sample[(planes * triton.cdiv(count, cells) * tiles,)](
-            input, skip, output, y, x, inner, cells, tiles, row // _alignment(row), skip_height,
+            input, skip, output, *y, *x, inner, cells, tiles, row // _alignment(row), skip_height,
             skip_row // _alignment(skip_row),
             BLOCK=block, ALIGN=_alignment(row), SKIP_ALIGN=_alignment(skip_row), **constants,
             ACC=rule.accumulate_type(input.dtype), num_warps=max(block // (32 * vector), 1),
@@ -88,7 +88,7 @@ def bilinear_upsample_backward(grad_output, in_size, grid):
     rows = min(max(planes * tiles * y[0] // PROGRAMS, 1), 8)
     with torch.cuda.device_of(grad_output):
         _gather[(planes * triton.cdiv(y[0], rows) * tiles,)](
-            grad_output, output, y, x, inner, rows, tiles, row,
+            grad_output, output, *y, *x, inner, rows, tiles, row,
             BLOCK=block, K=k, AXIS=0 if inner > 1 else 1, **constants, ACC=rule.accumulate_type(grad_output.dtype),
             num_warps=min(max(block * k // (128 if double else 256), 1), 8), maxnreg=96 if block * k <= 1024 else None,
         )  # fmt: skip
@@ -102,10 +102,13 @@ def _alignment(row):
 
 @triton.jit(do_not_specialize=VARIES)
 def _sample(
-    input, skip, output, y, x, inner, cells, tiles, groups, skip_height, skip_groups,
+    input, skip, output,
+    y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
+    inner, cells, tiles, groups, skip_height, skip_groups,
     BLOCK: tl.constexpr, ALIGN: tl.constexpr, SKIP_ALIGN: tl.constexpr,
     ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     bands = (y[0] + 1 + 2 * ZERO + cells - 1) // cells
     plane = (tl.program_id(0) // tiles // bands).to(tl.int64)
     first = tl.program_id(0) // tiles % bands * cells - 1 - ZERO
@@ -154,10 +157,13 @@ def _expanded(
 
 @triton.jit(do_not_specialize=VARIES)
 def _gather(
-    grad, output, y, x, inner, rows, tiles, row,
+    grad, output,
+    y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
+    inner, rows, tiles, row,
     BLOCK: tl.constexpr, K: tl.constexpr, AXIS: tl.constexpr,
     ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     bands = (y[0] + rows - 1) // rows
     plane = (tl.program_id(0) // tiles // bands).to(tl.int64)
     first = tl.program_id(0) // tiles % bands * rows

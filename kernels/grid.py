@@ -2,7 +2,8 @@
 
 Cell i of an axis holds the outputs whose src has the floor i: they lie between the coarse pixels i and i + 1. Cells run
 from -1 to in - 1; with a zero border also -2 and in, which hold whatever lies further out. A tap outside reads the edge
-pixel, or zero. Kernels take an axis as the tuple (in, out, step, origin, unit).
+pixel, or zero. An axis is the tuple (in, out, step, origin, unit). Kernels take AXES, both axes' numbers one by one:
+Triton compiles anew for a number in a tuple that is 1 or a multiple of 16, whatever it is told not to specialize.
 """
 
 import math
@@ -10,6 +11,8 @@ import math
 import torch
 import triton
 import triton.language as tl
+
+AXES = [f"{axis}_{name}" for axis in "yx" for name in ("in", "out", "step", "origin", "unit")]
 
 
 def axes(in_size, numbers):

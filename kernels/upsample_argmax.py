@@ -47,18 +47,21 @@ def upsample_argmax(logits, grid, dtype):
     cells = n * rows * columns
     with torch.cuda.device_of(logits):
         _argmax[(triton.cdiv(cells, LANES), triton.cdiv(tall, ky), triton.cdiv(wide, kx))](
-            logits, labels, y, x, classes, cells, KY=ky, KX=kx, LANES=LANES,
+            logits, labels, *y, *x, classes, cells, KY=ky, KX=kx, LANES=LANES,
             WIDE=rule.index_type(max(logits.numel(), labels.numel())), **constants,
             ACC=rule.accumulate_type(logits.dtype), num_warps=1, maxnreg=208,
         )  # fmt: skip
     return labels
 
 
-@triton.jit(do_not_specialize=["y", "x", "classes", "cells"])
+@triton.jit(do_not_specialize=[*rule.AXES, "classes", "cells"])
 def _argmax(
-    logits, labels, y, x, classes, cells, KY: tl.constexpr, KX: tl.constexpr, LANES: tl.constexpr,
+    logits, labels,
+    y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
+    classes, cells, KY: tl.constexpr, KX: tl.constexpr, LANES: tl.constexpr,
     WIDE: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     cell = cell_of_lane(y, x, cells, LANES, ZERO)
     n, i, j, used = cell
     dst_y, known_y = outputs_of(i, tl.program_id(1), y, 0, KY, ZERO, INDEX)

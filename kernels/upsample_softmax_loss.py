@@ -98,7 +98,7 @@ def upsample_softmax_loss(
                 chunk, target[first:], weight, None if pixel_weight is None else pixel_weight[first:],
                 class_sum(weight, label_smoothing), total,
                 loss[first:] if reduction == NONE else None, found[done:], maps if gradient else None,
-                y, x, classes, cells, ignore_index, divisor(reduction, target),
+                *y, *x, classes, cells, ignore_index, divisor(reduction, target),
                 SMOOTHING=label_smoothing, KY=ky, KX=kx, LANES=LANES, WEIGHERS=WEIGHERS, **constants, num_warps=1,
                 maxnreg=148 if weight is None and not label_smoothing else 176,
             )  # fmt: skip
@@ -119,13 +119,15 @@ def _images(logits, size):
     return max(min(max(MAPS, 5 * logits.numel()) // max(size, 1), n), 1)
 
 
-@triton.jit(do_not_specialize=["y", "x", "classes", "cells", "ignore_index", "divisor"])
+@triton.jit(do_not_specialize=[*rule.AXES, "classes", "cells", "ignore_index", "divisor"])
 def _cells(
     logits, target, class_weight, pixel_weight, weight_sum, total, loss, found, maps,
-    y, x, classes, cells, ignore_index, divisor,
+    y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
+    classes, cells, ignore_index, divisor,
     SMOOTHING: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, LANES: tl.constexpr, WEIGHERS: tl.constexpr,
     WIDE: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
+    y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     cell = cell_of_lane(y, x, cells, LANES, ZERO)
     corners = corners_of(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]

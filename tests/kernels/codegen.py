@@ -83,6 +83,11 @@ def cases(dtypes=DTYPES):
         x = map_of(dtype, *SHAPE)
         yield f"upsample_argmax-{dtype}", kernels.upsample_argmax, (x, interpolate, torch.uint8)
         if dtype == "float32":
+            # No multiples of 16, which Triton could know of its numbers.
+            small, grid = map_of(dtype, 3, 19, 17, 61), BilinearGrid.interpolate((17, 61), (68, 244)).numbers()
+            yield "upsample_argmax-size", kernels.upsample_argmax, (small, grid, torch.uint8)
+            rest = (map_of("uint8", 3, 68, 244), None, None, grid, 255, 1, 0.0, False, True)
+            yield "upsample_softmax_loss-size", kernels.upsample_softmax_loss, (small, *rest)
             yield "bilinear_upsample-odd", kernels.bilinear_upsample, (x, odd)
             yield "bilinear_upsample-zero", kernels.bilinear_upsample, (x, deconvolution)
             yield (
@@ -106,7 +111,7 @@ def compile_case(gpu, name, function, arguments):
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        reports.append({"case": name, "gpu": gpu, "kernel": self.__name__, **report(kernel)})
+        reports.append({"case": name, "gpu": gpu, "kernel": self.__name__, "hash": kernel.hash, **report(kernel)})
 
     JITFunction.run = compile_only
     try:

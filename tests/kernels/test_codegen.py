@@ -43,6 +43,16 @@ def reports():
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def test_codegen_of_another_size_is_the_same(reports):
+    """Or each size of image would wait seconds for a compiler."""
+    for name in ("upsample_argmax-float32", "upsample_softmax_loss-float32-contiguous"):
+        sizes = [name, f"{name.partition('-')[0]}-size"]
+        mine = [report for report in reports if report["gpu"] == 90 and report["case"] in sizes]
+        for kernel in ("_argmax", "_cells"):
+            assert len({report["hash"] for report in mine if report["kernel"] == kernel}) <= 1
+        assert {report["case"] for report in mine if report["kernel"] in ("_argmax", "_cells")} == set(sizes)
+
+
 @pytest.mark.parametrize(("gpu", "case"), JOBS)
 def test_codegen(gpu, case, reports):
     mine = [report for report in reports if (report["gpu"], report["case"]) == (gpu, case)]
