@@ -127,10 +127,10 @@ def ninja_file(build_dir, torch, cxx, nvcc, archs):
         objects.append(f"{build_dir}/{folder}/{source.stem}.o")
         edges.append(f"build {objects[-1]}: {rule} {source.as_posix()}\n  flags = {quote(flags)}\n")
 
-    # torch carries a pybind11 of its own, which serves where none is installed.
     pybind11 = importlib.util.find_spec("pybind11")
-    headers = [Path(pybind11.origin).with_name("include")] if pybind11 else []
-    headers += [torch.root / "include", sysconfig.get_path("include")]
+    if not pybind11:
+        raise SystemExit("fcn_fast: no pybind11 to build with (pip install pybind11)")
+    headers = [Path(pybind11.origin).with_name("include"), torch.root / "include", sysconfig.get_path("include")]
     defines = ["-DTORCH_TARGET_VERSION=0x020a000000000000ULL", f"-ffile-prefix-map={torch.root}=torch"]
     defines += ["-DFCN_FAST_X86=1"] * X86 + ["-DFCN_FAST_CUDA=1", "-DUSE_CUDA"] * bool(nvcc)
     includes = ["-Icsrc", f"-I{build_dir}", *(f"-isystem{header}" for header in headers)]
