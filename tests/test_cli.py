@@ -75,8 +75,9 @@ def test_commands_that_are_none(capsys, arguments):
     assert "--help explains" in refuse(arguments, capsys)
 
 
-def test_runs_as_a_module():
-    done = subprocess.run([sys.executable, "-m", "fcn_fast.cli", "--version"], capture_output=True, text=True)
+def test_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "fcn_fast.cli", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f"fcn_fast {fcn_fast.__version__}\n"
 
 

@@ -32,7 +32,7 @@ def train(out, *flags):
 
 
 def command(out, *flags):
-    """Training in a process of its own."""
+    """Training in a process of its own; from another folder than the source tree, which has no compiled module."""
     arguments = [sys.executable, "-m", "fcn_fast.cli", "train", "--out", out, *FLAGS, *RECIPE, *flags]
     return list(map(str, arguments))
 
@@ -109,12 +109,12 @@ def test_survives_kills_at_any_moment(tmp_path, seed):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags.append("--resume")
     # A process of its own for all of them: other tests may have left this one with other threads.
-    subprocess.run(command(whole, *flags), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command(whole, *flags), cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
     generator = random.Random(seed)
     for _ in range(2):
         # Leave it at least a step, or nothing would be tested.
         before = (killed / "checkpoint.safetensors").stat().st_mtime_ns if killed.exists() else None
-        process = subprocess.Popen(command(killed, *flags), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(killed, *flags), cwd=tmp_path, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             path = killed / "checkpoint.safetensors"
@@ -124,7 +124,7 @@ def test_survives_kills_at_any_moment(tmp_path, seed):
         time.sleep(generator.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command(killed, *flags), stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command(killed, *flags), cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
     assert log(killed) == log(whole) and same(killed, whole)
 
 
@@ -133,7 +133,7 @@ def test_two_processes_train_as_one_that_accumulates(tmp_path):
     train(tmp_path / "one", *flags)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["fcn_fast.cli", "train", "--out", tmp_path / "two", *FLAGS, *RECIPE, *flags]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     one, two = (log(tmp_path / name) for name in ("one", "two"))
     assert len(one) == len(two) == 3
@@ -232,7 +232,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     train_till(3, monkeypatch, tmp_path, *flags)
     before = path.read_bytes()
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) - 1, len(before) - 1))
-    done = subprocess.run(command(tmp_path, *flags), capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run(command(tmp_path, *flags), cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("fcn-fast: out: expected space for what training writes, got ")
     assert path.read_bytes() == before and not list(tmp_path.glob("*.partial"))
