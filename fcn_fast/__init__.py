@@ -13,7 +13,7 @@ except ImportError as error:
     _C = None
     # Python's own words for a file that is not there speak of a circular import.
     there = any(Path(__file__).parent.glob("_C.*.so"))
-    why = f"its compiled module does not load ({error})" if there else "it was installed without a C++ compiler"
+    why = f"its compiled module does not load ({error})" if there else "its C++ kernels were not built"
     warnings.warn(
         "fcn_fast runs on its plain PyTorch reference, slower and with more memory than PyTorch's own operations: "
         f"{why}. "

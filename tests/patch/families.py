@@ -66,9 +66,14 @@ def build(family, **options):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # a new head is zeros, and all its scores the same
+    return smooth(model)
+
+
+def smooth(model):
+    """The model without kinks: a value within rounding of one has another gradient in each of two models."""
     for module in model.modules():
         if isinstance(module, (nn.ReLU, nn.ReLU6)):
-            module.__class__ = nn.SiLU  # a value within rounding of a kink has another gradient in each of two models
+            module.__class__ = nn.SiLU
     return model
 
 
