@@ -7,8 +7,7 @@ less than 8 minutes on two cores.
 
 A group holds one case (fcn_fast/bench/cases.py, nets.py): its variants compute the same from the same inputs, and each
 is checked before it is timed. ``extra_info`` has the bytes that the case must move and by which formula, GB/s, per cent
-of a copy in this session, the machine's limit, peak memory, and the error against float64 (of whole nets, against
-eager PyTorch in float32).
+of a copy in this session, the machine's limit, peak memory, and the error against float64.
 """
 
 import os

@@ -85,16 +85,17 @@ template <class A, bool SMOOTH> struct Softmax {
 #pragma unroll
     for (int k = 0; k < K; ++k) most = larger(most, x[k]);
     const A shift = shift_of(most);
-    sum *= exp_of(largest - shift);
+    A more = 0;  // by itself, as so many small ones added to a large sum one by one would lose digits
     if (SMOOTH) smooth += (shift_of(largest) - shift) * weights;
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      sum += exp_of(x[k] - shift);
+      more += exp_of(x[k] - shift);
       if (SMOOTH) {
         if (class_weight[k] != 0) smooth = mul_add(x[k] - shift, class_weight[k], smooth);
         weights += class_weight[k];
       }
     }
+    sum = mul_add(sum, exp_of(largest - shift), more);
     largest = most;
   }
 

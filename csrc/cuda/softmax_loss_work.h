@@ -1,4 +1,4 @@
-// What one thread of the CUDA softmax loss does, for host and device: tests run it on the CPU.
+// What one thread of the CUDA softmax loss does, for host and device.
 #pragma once
 
 #include <type_traits>

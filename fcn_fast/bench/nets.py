@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,7 +39,7 @@ class NetCase:
     dtype: str = "float32"
 
     direction = "forward"
-    against = "eager PyTorch in float32"
+    against = "float64"  # in eager PyTorch
 
     @property
     def group(self):
@@ -55,9 +55,8 @@ class NetCase:
     def variants(self):
         """What is compared, the baseline first; of the whole net in the published geometry what
         :func:`fcn_fast.models.freeze_canvas` makes of it too."""
-        compiles = ["compile"] if self.part in (*STAGES, "forward") else []
         freezes = ["canvas"] if self.part in ("forward", "predict") and self.padding == "caffe" else []
-        return ("eager", *compiles, "fcn_fast", *freezes)
+        return ("eager", "compile", "fcn_fast", *freezes)
 
     @property
     def facts(self):
@@ -87,7 +86,11 @@ class NetCase:
     def needs(self, variants, check):
         """Bytes that it takes at most, a rough figure: weights twice, and the largest maps."""
         margin = 200 if self.padding == "caffe" else 0
-        return 2 * 4 * 134_500_000 + 8 * 4 * 64 * (self.height + margin) * (self.width + margin)
+        weights, largest = 134_500_000, 64 * (self.height + margin) * (self.width + margin)
+        if check and self.part != "labels":
+            # In float64 PyTorch's convolutions write each input nine times, once for every tap of a filter.
+            return (2 * 4 + 8) * weights + 8 * (9 + 3) * largest
+        return 2 * 4 * weights + 8 * 4 * largest
 
     def tolerance(self, device):
         """As of an operation's case. On a GPU convolutions round float32 to TF32, and not always in the same way."""
@@ -126,9 +129,9 @@ class NetCase:
         return compiled(call) if variant == "compile" else call
 
     def expected(self, device, inputs, grad):
-        """The results of eager PyTorch in float32, as a :class:`Call` returns them."""
-        case = NetCase(self.part, self.padding, self.height, self.width)
-        call = Call(case.function("eager", device), [([x.float() for x in inputs], grad)], self.direction)
+        """The results in float64, as a :class:`Call` returns them."""
+        exact = replace(self, dtype="float64").function("eager", device)
+        call = Call(exact, [([x.double() for x in inputs], grad)], self.direction)
         return call(*call.prepare())
 
     def _part(self, net):

@@ -1,0 +1,41 @@
+// The CUDA softmax loss for tests, in an emulator of a GPU.
+#include "cuda/softmax_loss.h"
+
+#include <vector>
+
+#include "cuda/softmax_loss_plan.h"
+#include "emulator.h"
+
+using namespace fcn_fast;
+
+namespace {
+
+// type, n, c, h, w, channels_last, the labels' type, ignore_index, reduction
+Map map_of(const int64_t* n, void* data) { return {data, Type(n[0]), n[1], n[2], n[3], n[4], n[5] != 0}; }
+Targets targets_of(const int64_t* n, double label_smoothing, void** p) {
+  return {p[0], Type(n[6]), n[7], p[1], p[2], Reduction(n[8]), label_smoothing};
+}
+
+}  // namespace
+
+// p: logits, labels, class weights, pixel weights, then what the call takes. What CUDA reports, null if nothing.
+extern "C" const char* forward(void** p, const int64_t* n, double label_smoothing, int order) {
+  emulator::order = order;
+  emulator::error.clear();
+  const Map logits = map_of(n, p[0]);
+  std::vector<char> scratch(cuda::softmax_loss_scratch(logits), char(0xff));
+  return cuda::softmax_loss(logits, targets_of(n, label_smoothing, p + 1), p[4], p[5], p[6], static_cast<int64_t*>(p[7]), scratch.data(),
+                            nullptr);
+}
+extern "C" const char* backward(void** p, const int64_t* n, double label_smoothing, int order) {
+  emulator::order = order;
+  emulator::error.clear();
+  return cuda::softmax_loss_backward(p[4], map_of(n, p[0]), targets_of(n, label_smoothing, p + 1), p[5], p[6], map_of(n, p[7]), nullptr);
+}
+
+// What a tensor of this type, shape, layout and address modulo 16 is dealt out to.
+extern "C" void plan(const int64_t* n, int64_t address, int64_t* out) {
+  const cuda::Plan p(map_of(n, reinterpret_cast<void*>(address)));
+  const int64_t numbers[] = {int64_t(p.share), p.pack, p.threads, p.shared, p.images, p.pixels, p.tiles, p.blocks};
+  for (int i = 0; i < 8; ++i) out[i] = numbers[i];
+}
