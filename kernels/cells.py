@@ -1,8 +1,10 @@
 """Warps whose lanes own a cell each: the outputs between four coarse pixels. Shared by the loss and the argmax.
 
-Partial maps, (4, splits, classes, cells), hold what every cell adds to its upper left, upper right, lower left and
-lower right corner; the outputs of a large cell are split among several lanes. _combine: a program owns C classes of
-BLOCK coarse pixels and adds four numbers for each, and for each split. Bound by reading the maps; 72 registers.
+Partial maps, (2, splits, classes, programs, LANES + 1), hold what cells add to their upper and to their lower corners;
+the outputs of a large cell are split among several lanes. The right corner of a lane's cell is the left one of the next
+lane's, so a program has LANES + 1 corners in a line. (After the last cell of a row, that line goes on with one that no
+pixel stands for.) _combine: a program owns C classes of BLOCK coarse pixels and adds two numbers for each, three where
+two programs meet, and for each split. Bound by reading the maps.
 """
 
 import triton
@@ -73,19 +75,19 @@ def least_of(a, b, c, d):
     return tl.minimum(tl.minimum(a, b), tl.minimum(c, d))
 
 
-def combine(maps, output, splits, cells, constants):
+def combine(maps, output, splits, programs, constants):
     """Add up partial maps over the coarse pixels of output, (N, C, h, w) in either memory format."""
     n, classes, height, width = output.shape
     _combine[(n * triton.cdiv(height * width, 64) * triton.cdiv(classes, 16),)](
-        maps, output, classes, height, width, splits, cells, output.stride(0), output.stride(1), output.stride(3),
-        C=16, BLOCK=64, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
+        maps, output, classes, height, width, splits, programs, output.stride(0), output.stride(1), output.stride(3),
+        C=16, BLOCK=64, LANES=LANES, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["classes", "height", "width", "splits", "cells"])
+@triton.jit(do_not_specialize=["classes", "height", "width", "splits", "programs"])
 def _combine(
-    maps, output, classes, height, width, splits, cells, image_stride, class_stride, pixel_stride,
-    C: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr, ZERO: tl.constexpr,
+    maps, output, classes, height, width, splits, programs, image_stride, class_stride, pixel_stride,
+    C: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr, ZERO: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(height * width, BLOCK)
     groups = tl.cdiv(classes, C)
@@ -95,12 +97,16 @@ def _combine(
     mask = (k < classes) & (p < height * width)
     columns = width + 1 + 2 * ZERO
     q = (n * (height + 1 + 2 * ZERO) + p // width + 1 + ZERO) * columns + p % width + 1 + ZERO
-    at = maps + tl.cast(k, WIDE) * cells + q
+    line = programs * (LANES + 1)
     total = tl.zeros((C, BLOCK), output.dtype.element_ty)
-    # The cell that the pixel is the upper left corner of, then those to the left, above, and above to the left.
-    for corner in tl.static_range(4):
+    # The cell that the pixel is the upper left corner of, then the one above; each has the one to its left added in.
+    for above in tl.static_range(2):
+        cell = q - above * columns
+        at = maps + tl.cast(k, WIDE) * line + (cell + cell // LANES)
+        first = mask & (cell % LANES == 0) & (cell > 0)
         for split in range(splits):
-            part = at + tl.cast(corner * splits + split, WIDE) * classes * cells
-            total += tl.load(part - (corner % 2 + corner // 2 * columns), mask, other=0)
+            part = at + tl.cast(above * splits + split, WIDE) * classes * line
+            total += tl.load(part, mask, other=0)
+            total += tl.load(part - 1, first, other=0)
     output += tl.cast(n, tl.int64) * image_stride
     tl.store(output + tl.cast(k, WIDE) * class_stride + tl.cast(p, WIDE) * pixel_stride, total, mask)

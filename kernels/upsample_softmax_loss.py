@@ -35,7 +35,7 @@ from fcn_fast.kernels.cells import (
     most_of,
     outputs_of,
 )
-from fcn_fast.kernels.grid import blend, weights
+from fcn_fast.kernels.grid import blend, first_output, weights
 from fcn_fast.kernels.labels import (
     BAD,
     WEIGHERS,
@@ -55,7 +55,7 @@ MAPS = 64 << 20  # bytes of partial maps that are worth no thought
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 # A sum of exponentials this far below the largest corner is still nowhere near underflow, and as precise.
-REACH = tl.constexpr(40.0)
+REACH = tl.constexpr(20.0)
 
 
 def upsample_softmax_loss(
@@ -78,7 +78,7 @@ def upsample_softmax_loss(
     ky, kx = rule.power_of_two(tall, most=side), rule.power_of_two(wide, most=side)
     parts = triton.cdiv(tall, ky), triton.cdiv(wide, kx)
     splits = parts[0] * parts[1]
-    map_size = 4 * splits * rows * columns * classes  # of an image's partial maps
+    map_size = 2 * splits * triton.cdiv(rows * columns, LANES) * (LANES + 1) * classes  # of an image's partial maps
     images = _images(logits, map_size * dtype.itemsize if gradient else 0)
     programs = [triton.cdiv(min(images, n - first) * rows * columns, LANES) for first in range(0, n, images)]
     found = logits.new_empty(sum(programs) * splits, dtype=dtype)
@@ -100,11 +100,11 @@ def upsample_softmax_loss(
                 loss[first:] if reduction == NONE else None, found[done:], maps if gradient else None,
                 *y, *x, classes, cells, ignore_index, divisor(reduction, target),
                 SMOOTHING=label_smoothing, KY=ky, KX=kx, LANES=LANES, WEIGHERS=WEIGHERS, **constants, num_warps=1,
-                maxnreg=148 if weight is None and not label_smoothing else 176,
+                maxnreg=128 if weight is None and not label_smoothing else 176,
             )  # fmt: skip
             done += programs[k] * splits
             if gradient:
-                combine(maps, saved[first : first + images], splits, cells, constants)
+                combine(maps, saved[first : first + images], splits, programs[k], constants)
         if reduction != NONE:
             finish(found, None, loss, None, SUM, target)
     return loss, saved
@@ -132,14 +132,13 @@ def _cells(
     corners = corners_of(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
     bound = tl.full((LANES,), -float("inf"), ACC)
-    least = tl.full((LANES,), -float("inf"), ACC)
-    finite = tl.zeros((LANES,), ACC)
+    spread = tl.zeros((LANES,), ACC)
     pointer = logits
     for _ in tl.range(classes, loop_unroll_factor=ABREAST):
         a, b, c, d = load_corners(pointer, corners, ACC)
-        bound = tl.maximum(bound, most_of(a, b, c, d))
-        least = tl.maximum(least, least_of(a, b, c, d))
-        finite += (a + b + c + d) * 0
+        most = most_of(a, b, c, d)
+        bound = tl.maximum(bound, most)
+        spread = _larger_or_nan(spread, most - least_of(a, b, c, d))
         pointer += plane
 
     if total is not None:
@@ -150,11 +149,13 @@ def _cells(
         target, class_weight, pixel_weight, scale, y, x, cell, tl.program_id(1), classes, ignore_index,
         SMOOTHING, KY, KX, WIDE, ZERO, INDEX, ACC,
     )  # fmt: skip
-    wild = (finite != 0) | (bound - least > REACH) | (tl.min(tl.min(outputs[0][0], 0), 0) == BAD)
-    if tl.max(wild.to(tl.int32), 0) == 0:
-        value = _loss_and_gradient(
-            logits, class_weight, weight_sum, loss, maps, bound, corners, plane, outputs, 0, scale, classes, cells,
-            SMOOTHING, False, WIDE, ACC,
+    down = _steps(cell[1], tl.program_id(1), y, KY, ZERO, INDEX, ACC)
+    along = _steps(cell[2], tl.program_id(2), x, KX, ZERO, INDEX, ACC)
+    gentle = (spread <= REACH) & down[2] & along[2] & (tl.min(tl.min(outputs[0][0], 0), 0) != BAD)
+    if tl.min(gentle.to(tl.int32), 0) != 0:
+        value = _gentle(
+            logits, class_weight, pixel_weight, weight_sum, loss, maps, bound, corners, plane, outputs, down, along,
+            scale, classes, SMOOTHING, WIDE, ACC,
         )  # fmt: skip
     else:
         # A row at a time, so as not to take registers from the others.
@@ -164,9 +165,9 @@ def _cells(
                 target, class_weight, pixel_weight, scale, y, x, cell, tl.program_id(1) * KY + row, classes,
                 ignore_index, SMOOTHING, 1, KX, WIDE, ZERO, INDEX, ACC,
             )  # fmt: skip
-            value += _loss_and_gradient(
-                logits, class_weight, weight_sum, loss, maps, bound, corners, plane, line, row, scale, classes, cells,
-                SMOOTHING, True, WIDE, ACC,
+            value += _steep(
+                logits, class_weight, weight_sum, loss, maps, corners, plane, line, row, scale, classes,
+                SMOOTHING, WIDE, ACC,
             )  # fmt: skip
     if loss is None:
         program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
@@ -198,110 +199,271 @@ def _outputs(
 
 
 @triton.jit
-def _logits(corners, tap_weights, bound, WILD: tl.constexpr):
-    """The logits of a lane's outputs, (KY, KX, LANES), from its corners; below bound and times log2(e) if not WILD."""
+def _steps(cell, part, axis, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr):
+    """Where each lane's outputs begin between two coarse pixels, from 0 to 1, the step from one to the next, and
+    whether a progression of K of them stays in range, which it may leave where a cell has fewer than K."""
+    _, start = weights(first_output(cell, axis, ZERO, INDEX) + part * K, cell, axis, ZERO, INDEX, ACC)
+    step = tl.cast(axis[2], ACC) / tl.cast(axis[4], ACC)
+    if not ZERO:
+        step = tl.where((cell < 0) | (cell >= axis[0] - 1), 0, step)
+    return start, step, start + (K - 1) * step <= 2
+
+
+@triton.jit
+def _at(logits, corners):
+    """Where the corners of class 0 lie."""
+    return logits + corners[0][0], logits + corners[1][0], logits + corners[2][0], logits + corners[3][0]
+
+
+@triton.jit
+def _load(at, corners, ACC: tl.constexpr):
+    return (
+        tl.load(at[0], corners[0][1], other=0).to(ACC),
+        tl.load(at[1], corners[1][1], other=0).to(ACC),
+        tl.load(at[2], corners[2][1], other=0).to(ACC),
+        tl.load(at[3], corners[3][1], other=0).to(ACC),
+    )
+
+
+@triton.jit
+def _terms(corners, bound, down, along, KY: tl.constexpr, KX: tl.constexpr):
+    """exp(logit - bound) of a lane's outputs, (KY, KX, LANES): along both axes a geometric progression."""
     a, b, c, d = corners
-    if WILD:
-        left = blend(a, c, tap_weights[0], tap_weights[1])
-        right = blend(b, d, tap_weights[0], tap_weights[1])
-        return blend(left, right, tap_weights[2], tap_weights[3])
-    else:
-        a, b, c, d = (a - bound) * LOG2_E, (b - bound) * LOG2_E, (c - bound) * LOG2_E, (d - bound) * LOG2_E
-        left = tl.fma(c - a, tap_weights[1], a)
-        right = tl.fma(d - b, tap_weights[1], b)
-        return tl.fma(right - left, tap_weights[3], left)
+    rise = b - a
+    twist = d - c - rise
+    fall = tl.fma(along[0], twist, c - a)
+    first = tl.fma(along[0] * LOG2_E, rise, (a - bound) * LOG2_E)
+    terms = tl.exp2(tl.fma(down[0] * LOG2_E, fall, first))[None, None, :]
+    ratio = tl.exp2(along[1] * LOG2_E * tl.fma(down[0], twist, rise))[None, None, :]
+    terms = _powers(terms, tl.exp2(down[1] * LOG2_E * fall)[None, None, :], 0, KY)
+    ratio = _powers(ratio, tl.exp2(down[1] * along[1] * LOG2_E * twist)[None, None, :], 0, KY)
+    return _powers(terms, ratio, 1, KX)
 
 
 @triton.jit
-def _corners(pointer, corners, ACC: tl.constexpr):
-    a, b, c, d = load_corners(pointer, corners, ACC)
-    return a[None, None, :], b[None, None, :], c[None, None, :], d[None, None, :]
+def _powers(first, ratio, AXIS: tl.constexpr, K: tl.constexpr):
+    """first * ratio**k along an axis, for k up to K - 1, at most 3."""
+    k = tl.expand_dims(tl.expand_dims(tl.arange(0, K), 1 - AXIS), 2)  # in registers, so what depends on it is constant
+    if K > 1:
+        first *= tl.where(k % 2 == 1, ratio, 1)
+    if K > 2:
+        first *= tl.where(k >= 2, ratio * ratio, 1)
+    return first
 
 
 @triton.jit
-def _weighted(g, weight, WILD: tl.constexpr):
-    if WILD:
+def _gentle(
+    logits, class_weight, pixel_weight, weight_sum, loss, maps, bound, corners, plane, outputs, down, along,
+    scale, classes, SMOOTHING: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """The outputs' gradient to the partial maps, where exponentials are a geometric progression inside each cell.
+
+    Returns the sum of the losses.
+    """
+    pixels, tap_weights, place = outputs
+    label, own, even = pixels
+    KY: tl.constexpr = label.shape[0]
+    KX: tl.constexpr = label.shape[1]
+    present = _present(label)
+    sums, at_label = tl.zeros(label.shape, ACC), tl.zeros(label.shape, ACC)
+    smooth = bound * 0, bound * 0, bound * 0, bound * 0
+    at = _at(logits, corners)
+    for k in range(classes):
+        a, b, c, d = _load(at, corners, ACC)
+        sums += _terms((a, b, c, d), bound, down, along, KY, KX)
+        below = a - bound, b - bound, c - bound, d - bound
+        if (present >> (k & 63)) & 1 != 0:
+            at_label = tl.where(label == k, _between(below, tap_weights), at_label)
+        if SMOOTHING > 0:
+            smooth = _add4(smooth, below, 1.0 if class_weight is None else tl.load(class_weight + k))
+        at = at[0] + plane, at[1] + plane, at[2] + plane, at[3] + plane
+
+    log_sum = tl.log(sums)
+    value = own * (log_sum - at_label)
+    whole = own
+    if SMOOTHING > 0:
+        all_weights = tl.cast(classes, ACC) if weight_sum is None else tl.load(weight_sum)
+        value += even * (all_weights * log_sum - _between(smooth, tap_weights))
+        whole += even * all_weights
+    # Nothing but weightless pixels: 0, whatever 0 * inf would have been.
+    value = tl.where(label >= 0, tl.where(scale == 0, 0, value), 0)
+    if loss is not None:
+        tl.store(loss + place[0], in_line(value), place[1])
+
+    if maps is not None:
+        upper, lower, left, right = tap_weights
+        share = tl.where(whole == 0, 0, whole / sums)
+        share_left, share_right = share * left, share * right
+        evenly = _to_corners(even, tap_weights, False)
+        out, line, to_lower = _place(maps, classes, bound.numel, WIDE)
+        at = _at(logits, corners)
+        for k in range(classes):
+            terms = _terms(_load(at, corners, ACC), bound, down, along, KY, KX)
+            to_left, to_right = tl.sum(terms * share_left, 1), tl.sum(terms * share_right, 1)
+            if (present >> (k & 63)) & 1 != 0:
+                g = own
+                if pixel_weight is None:  # the same for all that have this label, and no register each
+                    g = scale * (1 - SMOOTHING)
+                    g *= 1.0 if class_weight is None else tl.load(class_weight + k)
+                g = tl.where(label == k, g, 0)
+                to_left -= tl.sum(g * left, 1)
+                to_right -= tl.sum(g * right, 1)
+            gradient = _to_rows(to_left, to_right, upper, lower, False)
+            if SMOOTHING > 0:
+                gradient = _add4(gradient, evenly, -1.0 if class_weight is None else -tl.load(class_weight + k))
+            _add(out, gradient[0], gradient[1], 0, False)
+            _add(out + to_lower, gradient[2], gradient[3], 0, False)
+            at = at[0] + plane, at[1] + plane, at[2] + plane, at[3] + plane
+            out += line
+    return tl.sum(in_line(value), 0)
+
+
+@triton.jit
+def _steep(
+    logits, class_weight, weight_sum, loss, maps, corners, plane, outputs, row, scale, classes,
+    SMOOTHING: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """As _gentle, for any corners and labels; the gradient is added to what is there if row > 0."""
+    pixels, tap_weights, place = outputs
+    label, own, even = pixels
+    zeros = tl.zeros(label.shape, ACC)
+    shift = zeros - float("inf")
+    pointer = logits
+    for _ in range(classes):
+        shift = tl.maximum(shift, _logit(load_corners(pointer, corners, ACC), tap_weights))
+        pointer += plane
+
+    sums, smooth, at_label = zeros, zeros, zeros
+    pointer = logits
+    for k in range(classes):
+        x = _logit(load_corners(pointer, corners, ACC), tap_weights) - shift
+        at_label = tl.where(label == k, x, at_label)
+        sums += tl.exp2(x * LOG2_E)
+        if SMOOTHING > 0:
+            smooth += x if class_weight is None else x * tl.load(class_weight + k)
+        pointer += plane
+
+    log_sum = tl.log(sums)
+    value = own * (log_sum - at_label)
+    whole = own
+    if SMOOTHING > 0:
+        all_weights = tl.cast(classes, ACC) if weight_sum is None else tl.load(weight_sum)
+        value += even * (all_weights * log_sum - smooth)
+        whole += even * all_weights
+    value = tl.where(label >= 0, value, tl.where(label == BAD, float("nan"), 0))
+    value = tl.where(scale == 0, 0, value)
+    if loss is not None:
+        tl.store(loss + place[0], in_line(value), place[1])
+
+    if maps is not None:
+        share = tl.where(label == BAD, float("nan"), tl.where(whole == 0, 0, whole / sums))
+        out, line, to_lower = _place(maps, classes, label.shape[2], WIDE)
+        pointer = logits
+        for k in range(classes):
+            x = _logit(load_corners(pointer, corners, ACC), tap_weights) - shift
+            g = tl.exp2(x * LOG2_E) * share - tl.where(label == k, own, 0)
+            if SMOOTHING > 0:
+                g -= even if class_weight is None else even * tl.load(class_weight + k)
+            g = tl.where(share == 0, 0, g)  # an ignored pixel has none, whatever its logits
+            gradient = _to_corners(g, tap_weights, True)
+            _add(out, gradient[0], gradient[1], row, True)
+            _add(out + to_lower, gradient[2], gradient[3], row, True)
+            pointer += plane
+            out += line
+    return tl.sum(in_line(value), 0)
+
+
+@triton.jit
+def _logit(corners, tap_weights):
+    """The logits of a lane's outputs, (KY, KX, LANES), in the arithmetic of all upsampled values."""
+    a, b, c, d = corners
+    left = blend(a[None, None, :], c[None, None, :], tap_weights[0], tap_weights[1])
+    right = blend(b[None, None, :], d[None, None, :], tap_weights[0], tap_weights[1])
+    return blend(left, right, tap_weights[2], tap_weights[3])
+
+
+@triton.jit
+def _between(corners, tap_weights):
+    """What lies at a lane's outputs, (KY, KX, LANES), between finite corners."""
+    a, b, c, d = corners
+    left = tl.fma((c - a)[None, None, :], tap_weights[1], a[None, None, :])
+    right = tl.fma((d - b)[None, None, :], tap_weights[1], b[None, None, :])
+    return tl.fma(right - left, tap_weights[3], left)
+
+
+@triton.jit
+def _to_corners(g, tap_weights, STEEP: tl.constexpr):
+    """What the four corners get of something that each output has."""
+    upper, lower, left, right = tap_weights
+    to_left, to_right = tl.sum(_weighted(g, left, STEEP), 1), tl.sum(_weighted(g, right, STEEP), 1)
+    return _to_rows(to_left, to_right, upper, lower, STEEP)
+
+
+@triton.jit
+def _to_rows(to_left, to_right, upper, lower, STEEP: tl.constexpr):
+    upper, lower = tl.sum(upper, 1), tl.sum(lower, 1)
+    return (
+        tl.sum(_weighted(to_left, upper, STEEP), 0),
+        tl.sum(_weighted(to_right, upper, STEEP), 0),
+        tl.sum(_weighted(to_left, lower, STEEP), 0),
+        tl.sum(_weighted(to_right, lower, STEEP), 0),
+    )
+
+
+@triton.jit
+def _weighted(g, weight, STEEP: tl.constexpr):
+    if STEEP:
         return tl.where(weight == 0, 0, g * weight)
     else:
         return g * weight
 
 
 @triton.jit
-def _loss_and_gradient(
-    logits, class_weight, weight_sum, loss, maps, bound, corners, plane, outputs, row, scale, classes, cells,
-    SMOOTHING: tl.constexpr, WILD: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Some outputs' gradient to the partial maps, added to what is there if row > 0. Returns the sum of the losses."""
-    pixels, tap_weights, place = outputs
-    label, own, even = pixels
-    lane_bound = bound[None, None, :]
-    zeros = tl.zeros(label.shape, ACC)
-    shift = zeros
-    if WILD:
-        shift -= float("inf")
-        pointer = logits
-        for _ in range(classes):
-            shift = tl.maximum(shift, _logits(_corners(pointer, corners, ACC), tap_weights, lane_bound, WILD))
-            pointer += plane
-
-    sums, smooth, at_label = zeros, zeros, zeros
-    pointer = logits
-    for k in range(classes):
-        x = _logits(_corners(pointer, corners, ACC), tap_weights, lane_bound, WILD)
-        if WILD:
-            x = (x - shift) * LOG2_E
-        at_label = tl.where(label == k, x, at_label)
-        sums += tl.exp2(x)
-        if SMOOTHING > 0:
-            smooth += x if class_weight is None else x * tl.load(class_weight + k)
-        pointer += plane
-
-    log_sum = tl.log(sums)
-    value = own * (log_sum - at_label * LN_2)
-    if SMOOTHING > 0:
-        value += even * ((classes if weight_sum is None else tl.load(weight_sum)) * log_sum - smooth * LN_2)
-    # Nothing but weightless pixels: 0, whatever 0 * inf would have been.
-    value = tl.where(label >= 0, tl.where(scale == 0, 0, value), 0)
-    if WILD:
-        value = tl.where(label == BAD, tl.where(scale == 0, 0, float("nan")), value)
-    if loss is not None:
-        tl.store(loss + place[0], in_line(value), place[1])
-
-    if maps is not None:
-        whole = own
-        if SMOOTHING > 0:
-            whole += even * (classes if weight_sum is None else tl.load(weight_sum))
-        share = tl.where(whole == 0, 0, whole / sums)
-        if WILD:
-            share = tl.where(label == BAD, float("nan"), share)
-        q = tl.program_id(0) * bound.numel + tl.arange(0, bound.numel)
-        split = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
-        to_map = tl.cast(tl.num_programs(1) * tl.num_programs(2), WIDE) * classes * cells
-        out = maps + tl.cast(split, WIDE) * classes * cells + q
-        pointer = logits
-        for k in range(classes):
-            x = _logits(_corners(pointer, corners, ACC), tap_weights, lane_bound, WILD)
-            if WILD:
-                x = (x - shift) * LOG2_E
-            g = tl.exp2(x) * share - tl.where(label == k, own, 0)
-            if SMOOTHING > 0:
-                g -= even if class_weight is None else even * tl.load(class_weight + k)
-            if WILD:
-                g = tl.where(share == 0, 0, g)  # an ignored pixel has none, whatever its logits
-            left = tl.sum(_weighted(g, tap_weights[2], WILD), 1)[:, None, :]
-            right = tl.sum(_weighted(g, tap_weights[3], WILD), 1)[:, None, :]
-            _add(out, left, tap_weights[0], q < cells, row, WILD)
-            _add(out + to_map, right, tap_weights[0], q < cells, row, WILD)
-            _add(out + 2 * to_map, left, tap_weights[1], q < cells, row, WILD)
-            _add(out + 3 * to_map, right, tap_weights[1], q < cells, row, WILD)
-            pointer += plane
-            out += cells
-    return tl.sum(in_line(value), 0)
+def _add4(a, b, factor):
+    return (
+        tl.fma(b[0], factor, a[0]),
+        tl.fma(b[1], factor, a[1]),
+        tl.fma(b[2], factor, a[2]),
+        tl.fma(b[3], factor, a[3]),
+    )
 
 
 @triton.jit
-def _add(out, g, weight, mask, row, WILD: tl.constexpr):
-    g = tl.sum(tl.sum(_weighted(g, weight, WILD), 1), 0)
-    if WILD:
-        g += tl.load(out, mask & (row > 0), other=0)
-    tl.store(out, g, mask)
+def _larger_or_nan(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _or(a, b):
+    return a | b
+
+
+@triton.jit
+def _present(label):
+    """A bit for each label of the warp, by its last six bits: most classes of many are nobody's label here."""
+    bits = tl.where(label >= 0, tl.cast(1, tl.int64) << (label & 63).to(tl.int64), 0)
+    return tl.reduce(in_line(bits), 0, _or)
+
+
+@triton.jit
+def _place(maps, classes, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """Where a warp's upper map begins, how far it is to the next class, and to the lower map."""
+    line = tl.num_programs(0) * (LANES + 1)
+    split = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
+    first = tl.cast(split, WIDE) * classes * line + tl.program_id(0) * (LANES + 1)
+    to_lower = tl.cast(tl.num_programs(1) * tl.num_programs(2), WIDE) * classes * line
+    return maps + first + tl.arange(0, LANES), line, to_lower
+
+
+@triton.jit
+def _add(out, left, right, row, STEEP: tl.constexpr):
+    """What a row of a partial map gets: a lane's right corner is the next lane's left one, and the last one's a place
+    of its own."""
+    lane = tl.arange(0, left.numel)
+    last = lane == left.numel - 1
+    left += tl.where(lane == 0, 0, tl.gather(right, tl.maximum(lane - 1, 0), 0))
+    if STEEP:
+        left += tl.load(out, (lane >= 0) & (row > 0), other=0)
+        right += tl.load(out + 1, last & (row > 0), other=0)
+    tl.store(out, left)
+    tl.store(out + 1, right, last)

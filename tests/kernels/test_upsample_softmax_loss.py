@@ -52,7 +52,7 @@ def test_options(options, reduction, device):
     compare(logits, target, grid, options_of(options, shape, torch.float32, device), reduction, both=True)
 
 
-@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("scale", [1, 5, 100])
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_gentle_and_steep_cells(options, scale, device):
     """Steep ones take the way with the largest logit of every pixel; shifted, the logits are large too."""
@@ -61,6 +61,16 @@ def test_gentle_and_steep_cells(options, scale, device):
     for shift, reduction in ((0, FULL), (1e3, NONE), (-1e3, SUM)):
         chosen = options_of(options, shape, torch.float32, device)
         compare(logits + shift, target, grid, chosen, reduction)
+
+
+@pytest.mark.parametrize("reach", [19.9, 20.1])
+def test_cells_as_steep_as_are_gentle(reach, device):
+    """A progression that goes on past a cell's last output would overflow here: this cell begins in its middle."""
+    grid = BilinearGrid((5, 5), (9, 9), (4, 4), (8, 8), (9, 9), "clamp")
+    logits, target, _ = random(grid, device=device)
+    logits = reach * ((torch.arange(5)[:, None] + torch.arange(5)) % 2 - 0.5).to(device) + 0 * logits
+    logits[:, 1] *= -1
+    compare(logits, target, grid, reduction=SUM)
 
 
 @pytest.mark.parametrize("classes", [1, 2, 21])
