@@ -19,7 +19,7 @@ import fcn_fast
 from fcn_fast.bench import cases, machine, nets, run
 from fcn_fast.bench.timing import times
 
-SECONDS = 0.5  # of rounds a benchmark, within the bounds below
+SECONDS = 0.3  # of rounds a benchmark, within the bounds below
 ROUNDS = (3, 50)
 KNOWN = {
     "sizes": {size.name: size for size in cases.SIZES},

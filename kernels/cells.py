@@ -52,10 +52,20 @@ def corners_of(cell, y, x, classes, ZERO: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def load_corners(logits, corners, ACC: tl.constexpr):
-    a = tl.load(logits + corners[0][0], corners[0][1], other=0).to(ACC)
-    b = tl.load(logits + corners[1][0], corners[1][1], other=0).to(ACC)
-    c = tl.load(logits + corners[2][0], corners[2][1], other=0).to(ACC)
-    d = tl.load(logits + corners[3][0], corners[3][1], other=0).to(ACC)
+    return load_at(at_corners(logits, corners), corners, ACC)
+
+
+@triton.jit
+def at_corners(logits, corners):
+    return logits + corners[0][0], logits + corners[1][0], logits + corners[2][0], logits + corners[3][0]
+
+
+@triton.jit
+def load_at(at, corners, ACC: tl.constexpr):
+    a = tl.load(at[0], corners[0][1], other=0).to(ACC)
+    b = tl.load(at[1], corners[1][1], other=0).to(ACC)
+    c = tl.load(at[2], corners[2][1], other=0).to(ACC)
+    d = tl.load(at[3], corners[3][1], other=0).to(ACC)
     return a, b, c, d
 
 

@@ -3,19 +3,23 @@
 _cells: a program is one warp; a lane owns up to KY x KX outputs of one cell, with what it knows of each in registers.
 It loops over the classes three times, each time reading a class's four corners once for all of them: the corners'
 range, the sum of the exponentials, and the gradient. The largest corner of all classes bounds every logit of the cell,
-so it is the shift and no sum is ever rescaled; where the corners lie so far apart that the sum could underflow, or are
-not finite, or a label is bad, the warp takes the slower way with the largest logit of every pixel. The gradient's sums
-for the four corners go to four partial maps, which cells.combine adds up: no atomics.
+so it is the shift and no sum is ever rescaled. Along either axis of a cell logits are an arithmetic progression, so
+their exponentials are a geometric one: four of them a class, and one product an output. Only in classes that some
+output of the warp has, as a hash of six bits tells, is each output's label compared. Where a class's corners lie so far
+apart that a progression could underflow, or are not finite, or a label is bad, the warp takes the slower way: an
+exponential an output, with the largest logit of every pixel. The gradient's sums for the corners go to partial maps,
+which cells.combine adds up: no atomics.
 
-Two exponentials and 21 other instructions a class and output (sm_90, of its machine code): a third of them each find
-the logit, look for the label and add up corners. Moves the labels once, the coarse logits from L2, and with the
-gradient 32 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine. Bound by
-issue slots: on an H100 at 16x150x128x128, x4, those are 0.5 ms in _cells and the special-function unit 0.35, beside 0.2
-of writing; then 0.25 ms of _combine. With a third of the slots unused, as 14 warps a multiprocessor may leave them, 1.0
-ms. A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
+Instructions a class and 16 outputs (sm_90, of its machine code): 25 for the range, 67 for the sum, 137 for the
+gradient, and where labels are compared 130 more; eight of them exponentials. Moves the labels once, the coarse logits
+from L2, and with the gradient 16 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in
+_combine. Bound by issue slots: on an H100 at 16x150x128x128, x4, with labels in blocks of 16 pixels, those are 0.34 ms
+in _cells, beside 0.09 of the special-function unit and 0.2 of memory; then 0.16 ms of _combine. With a quarter of the
+slots unused, 0.6 ms. A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a
+sector each.
 
-The first loop has four classes' corners on their way together, or it would wait for each: 0.1 ms more. Registers (ptxas
-for sm_80 to sm_120): 140, 144, 133 and 148, which leaves a multiprocessor 14, 14, 15 and 13 warps; 176 with weights.
+The first loop has four classes' corners on their way together, or it would wait for each. Registers (ptxas for sm_80 to
+sm_120): 121 to 127, which leaves a multiprocessor 16 warps; 163 with weights.
 """
 
 import torch
@@ -26,11 +30,13 @@ from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
     ABREAST,
     LANES,
+    at_corners,
     cell_of_lane,
     combine,
     corners_of,
     in_line,
     least_of,
+    load_at,
     load_corners,
     most_of,
     outputs_of,
@@ -53,8 +59,8 @@ from fcn_fast.reference import MEAN, NONE, SUM, accumulate_dtype, memory_format
 
 MAPS = 64 << 20  # bytes of partial maps that are worth no thought
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
-# A sum of exponentials this far below the largest corner is still nowhere near underflow, and as precise.
+# How far apart a class's corners may lie. The class with the largest one then has no logit further below it, so that no
+# sum is too small, and no progression leaves the range of float32 up to a cell's length past its end (_steps).
 REACH = tl.constexpr(20.0)
 
 
@@ -114,9 +120,11 @@ def _images(logits, size):
     """How many images to do at once: their partial maps, of ``size`` bytes each, take at most 5 bytes a logit, or MAPS.
 
     With the gradient that is 9, less than a tenth of eager PyTorch's three maps at 4 times the size in half precision.
+    All launches get as many, or a small last one would leave most of the GPU idle.
     """
     n = max(logits.shape[0], 1)
-    return max(min(max(MAPS, 5 * logits.numel()) // max(size, 1), n), 1)
+    most = max(max(MAPS, 5 * logits.numel()) // max(size, 1), 1)
+    return triton.cdiv(n, triton.cdiv(n, most))
 
 
 @triton.jit(do_not_specialize=[*rule.AXES, "classes", "cells", "ignore_index", "divisor"])
@@ -210,22 +218,6 @@ def _steps(cell, part, axis, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.cons
 
 
 @triton.jit
-def _at(logits, corners):
-    """Where the corners of class 0 lie."""
-    return logits + corners[0][0], logits + corners[1][0], logits + corners[2][0], logits + corners[3][0]
-
-
-@triton.jit
-def _load(at, corners, ACC: tl.constexpr):
-    return (
-        tl.load(at[0], corners[0][1], other=0).to(ACC),
-        tl.load(at[1], corners[1][1], other=0).to(ACC),
-        tl.load(at[2], corners[2][1], other=0).to(ACC),
-        tl.load(at[3], corners[3][1], other=0).to(ACC),
-    )
-
-
-@triton.jit
 def _terms(corners, bound, down, along, KY: tl.constexpr, KX: tl.constexpr):
     """exp(logit - bound) of a lane's outputs, (KY, KX, LANES): along both axes a geometric progression."""
     a, b, c, d = corners
@@ -267,9 +259,9 @@ def _gentle(
     present = _present(label)
     sums, at_label = tl.zeros(label.shape, ACC), tl.zeros(label.shape, ACC)
     smooth = bound * 0, bound * 0, bound * 0, bound * 0
-    at = _at(logits, corners)
+    at = at_corners(logits, corners)
     for k in range(classes):
-        a, b, c, d = _load(at, corners, ACC)
+        a, b, c, d = load_at(at, corners, ACC)
         sums += _terms((a, b, c, d), bound, down, along, KY, KX)
         below = a - bound, b - bound, c - bound, d - bound
         if (present >> (k & 63)) & 1 != 0:
@@ -296,9 +288,9 @@ def _gentle(
         share_left, share_right = share * left, share * right
         evenly = _to_corners(even, tap_weights, False)
         out, line, to_lower = _place(maps, classes, bound.numel, WIDE)
-        at = _at(logits, corners)
+        at = at_corners(logits, corners)
         for k in range(classes):
-            terms = _terms(_load(at, corners, ACC), bound, down, along, KY, KX)
+            terms = _terms(load_at(at, corners, ACC), bound, down, along, KY, KX)
             to_left, to_right = tl.sum(terms * share_left, 1), tl.sum(terms * share_right, 1)
             if (present >> (k & 63)) & 1 != 0:
                 g = own

@@ -280,6 +280,8 @@ def test_fitted_laws_find_what_made_the_points():
     values = [sum(a * b for a, b in zip(wanted, row, strict=True)) for row in terms]
     found, off = scaling.fit(terms, values)
     assert found == pytest.approx(wanted) and off[-1] < 1e-9
+    found, off = scaling.fit([(1, 7 * x, 64 * 7 * x) for x in (1, 2, 3)], [0.7, 1.4, 2.1])
+    assert found == pytest.approx([0, 0.1, 0])  # and not 0.1 / 64 of the last, wherever that is a rounding nearer
     found, off = scaling.fit([(1, x) for x in (1, 2, 3)], [3.0, 2.0, 1.0])  # falls: no law without a negative part
     assert found[1] == 0 and found[0] > 0 and off[-1] > 0.1
 

@@ -62,8 +62,8 @@ def memory(record):
         terms = []
         for entry in entries:
             low = 4 * math.prod(entry["shape"])
-            terms.append((1, low * entry["stride"] ** 2, low, _pixels(entry)))
-        (constant, high, low, pixel), off = fit(terms, [entry["peak_bytes"] for entry in entries])
+            terms.append((1, low, low * entry["stride"] ** 2, _pixels(entry)))
+        (constant, low, high, pixel), off = fit(terms, [entry["peak_bytes"] for entry in entries])
         cells = [figure(high), figure(low), figure(pixel), figure(constant / 2**20), *_deviations(off)]
         rows.append([operation, variant, *cells])
     header = ["operation", "variant", "x full-resolution logits", "x low-resolution logits", "bytes a pixel", "+ MiB"]
@@ -78,7 +78,8 @@ def fit(terms, values):
         values: positive numbers.
 
     Returns:
-        (coefficients, none of them negative; the deviations of the values, relative to them, sorted).
+        (coefficients, none of them negative; the deviations of the values, relative to them, sorted). Of laws that are
+        equally near the one with fewer terms, and earlier ones: not what this machine's rounding prefers.
     """
     terms, values = np.asarray(terms, dtype=float), np.asarray(values, dtype=float)
     relative = terms / values[:, None]
@@ -86,12 +87,12 @@ def fit(terms, values):
     # Of the few terms every subset is tried: the best one without a negative coefficient is the constrained optimum.
     for count in range(1, terms.shape[1] + 1):
         for chosen in itertools.combinations(range(terms.shape[1]), count):
-            found, *_ = np.linalg.lstsq(relative[:, chosen], np.ones(len(values)), rcond=None)
-            if (found >= 0).all():
+            found, _, rank, _ = np.linalg.lstsq(relative[:, chosen], np.ones(len(values)), rcond=None)
+            if rank == count and (found >= 0).all():
                 coefficients = np.zeros(terms.shape[1])
                 coefficients[list(chosen)] = found
                 off = np.abs(relative @ coefficients - 1)
-                if best is None or (off**2).sum() < best[0]:
+                if best is None or (off**2).sum() < best[0] * (1 - 1e-9) - 1e-18:
                     best = ((off**2).sum(), coefficients, off)
     return best[1].tolist(), sorted(best[2].tolist())
 
