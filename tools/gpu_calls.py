@@ -14,8 +14,9 @@ from fcn_fast import BilinearGrid, ops
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SMALL = {"low": (2, 21, 9, 11), "factor": 4}
-LARGE = {"low": (16, 150, 128, 128), "factor": 4}
+# Scores 30 times as large are too steep for the fused loss's geometric progressions.
+SMALL = {"low": (2, 21, 9, 11), "factor": 4, "scales": (1, 30)}
+LARGE = {"low": (16, 150, 128, 128), "factor": 4, "scales": (1,)}
 # In every way that csrc/cuda/softmax_loss_plan.h shares out pixels: (shape, channels_last).
 LOSSES = (
     ((8, 5, 161, 208), False),
@@ -36,7 +37,7 @@ def labels(shape):
     return target.masked_fill_(torch.rand(target.shape, device=DEVICE) < 0.1, 255)
 
 
-def calls(dtype, last, low, factor, losses):
+def calls(dtype, last, low, factor, scales, losses):
     """(name, function, inputs) of every operation; the functions differentiate in floating-point inputs."""
     size = tuple(factor * n for n in low[2:])
     x = scores(low, dtype, last)
@@ -50,7 +51,9 @@ def calls(dtype, last, low, factor, losses):
             )
     yield "bilinear_upsample", lambda x: ops.bilinear_upsample(x, size), [x]
     yield "skip_fuse", lambda x, skip: ops.skip_fuse(x, skip, grid=grid), [x, scores((*low[:2], *size), dtype, last)]
-    yield "upsample_softmax_loss", lambda x, t: ops.upsample_softmax_loss(x, t), [x, labels((*low[:2], *size))]
+    for scale in scales:
+        inputs = [scale * x, labels((*low[:2], *size))]
+        yield f"upsample_softmax_loss x{scale}", lambda x, t: ops.upsample_softmax_loss(x, t), inputs
     yield "upsample_argmax", lambda x: ops.upsample_argmax(x, size), [x]
 
 

@@ -96,14 +96,16 @@ calls() {
   printf '%s\n' float32 bfloat16 float16 float64 | xargs -P 4 -I{} "$python" -P tools/gpu_calls.py {}
 }
 
+# Each file in four parts, too.
 tests() {
   needs
-  printf '%s\n' tests/{cuda,kernels,ops}/test_*.py | xargs -P "$(nproc)" -I{} bash -c '
-    log=$logs/$(tr / - <<<"${1#tests/}").log
-    "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
+  local file
+  for file in tests/{cuda,kernels,ops}/test_*.py; do printf "$file %s\n" 1 2 3 4; done | xargs -P "$(nproc)" -L 1 bash -c '
+    log=$logs/$(tr / - <<<"${1#tests/}")-$2.log
+    FCN_FAST_TEST_PART=$2/4 "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
     code=$?
-    echo "$1: $(tail -n 1 "$log")"
-    ((code == 0 || code == 5))' _ {}
+    echo "$1, part $2: $(tail -n 1 "$log")"
+    ((code == 0 || code == 5))' _
 }
 
 aims() {

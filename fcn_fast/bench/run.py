@@ -104,6 +104,8 @@ def calls_of(case, device, variants, check=True):
     Raises:
         WrongResult: fcn_fast is further off than the case tolerates.
     """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # as who is after speed has it where sizes stay: the best by trying
     sets = _inputs(case, device)
     calls, errors, notes = {}, {}, []
     for variant in variants:
