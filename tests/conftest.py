@@ -70,7 +70,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config, items):
-    """FCN_FAST_TEST_PART=2/4: of the tests that would run the second, the sixth and so on; others run in other processes."""
+    """FCN_FAST_TEST_PART=2/4: of the tests the second, the sixth and so on, while other processes run the rest."""
     if part := os.environ.get("FCN_FAST_TEST_PART"):
         first, parts = map(int, part.split("/"))
         config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % parts != first - 1])
