@@ -81,6 +81,12 @@ def most_of(a, b, c, d):
 
 
 @triton.jit
+def larger_or_nan(a, b):
+    """Where tl.maximum takes a number rather than NaN."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def least_of(a, b, c, d):
     return tl.minimum(tl.minimum(a, b), tl.minimum(c, d))
 

@@ -6,11 +6,11 @@ range, the sum of the exponentials, and the gradient. The largest corner of all 
 so it is the shift and no sum is ever rescaled. Along either axis of a cell logits are an arithmetic progression, so
 their exponentials are a geometric one: four of them a class, and one product an output. Only in classes that some
 output of the warp has, as a hash of six bits tells, is each output's label compared. Where a class's corners lie so far
-apart that a progression could underflow, or are not finite, or a label is bad, the warp takes the slower way: an
-exponential an output, with the largest logit of every pixel. The gradient's sums for the corners go to partial maps,
-which cells.combine adds up: no atomics.
+apart that a progression could leave the range of numbers, or are not finite, or a label is bad, the warp takes the
+slower way: an exponential an output, with the largest logit of every pixel. Where all labels are ignored it only writes
+zeros. The gradient's sums for the corners go to partial maps, which cells.combine adds up: no atomics.
 
-Instructions a class and 16 outputs (sm_90, of its machine code): 25 for the range, 67 for the sum, 137 for the
+Instructions a class and 16 outputs (sm_90, of its machine code): 25 for the range, 66 for the sum, 135 for the
 gradient, and where labels are compared 130 more; eight of them exponentials. Moves the labels once, the coarse logits
 from L2, and with the gradient 16 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in
 _combine. Bound by issue slots: on an H100 at 16x150x128x128, x4, with labels in blocks of 16 pixels, those are 0.34 ms
@@ -19,7 +19,7 @@ slots unused, 0.6 ms. A channels_last map is made contiguous chunk by chunk: lan
 sector each.
 
 The first loop has four classes' corners on their way together, or it would wait for each. Registers (ptxas for sm_80 to
-sm_120): 121 to 127, which leaves a multiprocessor 16 warps; 163 with weights.
+sm_120): 113 to 128, which leaves a multiprocessor 16 warps; 140 with a zero border; up to 192 with weights.
 """
 
 import torch
@@ -35,15 +35,16 @@ from fcn_fast.kernels.cells import (
     combine,
     corners_of,
     in_line,
+    larger_or_nan,
     least_of,
     load_at,
     load_corners,
-    most_of,
     outputs_of,
 )
 from fcn_fast.kernels.grid import blend, first_output, weights
 from fcn_fast.kernels.labels import (
     BAD,
+    IGNORED,
     WEIGHERS,
     check,
     class_sum,
@@ -60,7 +61,7 @@ from fcn_fast.reference import MEAN, NONE, SUM, accumulate_dtype, memory_format
 MAPS = 64 << 20  # bytes of partial maps that are worth no thought
 LOG2_E = tl.constexpr(1.4426950408889634)
 # How far apart a class's corners may lie. The class with the largest one then has no logit further below it, so that no
-# sum is too small, and no progression leaves the range of float32 up to a cell's length past its end (_steps).
+# sum is too small, and no progression leaves the range of float32 (_steps).
 REACH = tl.constexpr(20.0)
 
 
@@ -92,6 +93,9 @@ def upsample_softmax_loss(
     largest = max(map_size * images if gradient else 0, logits[:images].numel(), target.numel())
     constants.update(ACC=rule.accumulate_type(logits.dtype), WIDE=rule.index_type(largest))
 
+    # As few as nothing has to be spilled with.
+    plain = weight is None and pixel_weight is None and not label_smoothing
+    registers = (144 if constants["ZERO"] else 136) if plain else 192
     with torch.cuda.device_of(logits):
         total = None
         if reduction == MEAN:
@@ -106,7 +110,7 @@ def upsample_softmax_loss(
                 loss[first:] if reduction == NONE else None, found[done:], maps if gradient else None,
                 *y, *x, classes, cells, ignore_index, divisor(reduction, target),
                 SMOOTHING=label_smoothing, KY=ky, KX=kx, LANES=LANES, WEIGHERS=WEIGHERS, **constants, num_warps=1,
-                maxnreg=128 if weight is None and not label_smoothing else 176,
+                maxnreg=registers,
             )  # fmt: skip
             done += programs[k] * splits
             if gradient:
@@ -119,15 +123,18 @@ def upsample_softmax_loss(
 def _images(logits, size):
     """How many images to do at once: their partial maps, of ``size`` bytes each, take at most 5 bytes a logit, or MAPS.
 
-    With the gradient that is 9, less than a tenth of eager PyTorch's three maps at 4 times the size in half precision.
-    All launches get as many, or a small last one would leave most of the GPU idle.
+    With the gradient's 4 bytes that is 9, less than a tenth of eager PyTorch's three maps at 4 times the size in half
+    precision. All launches get as many, or a small last one would leave most of the GPU idle.
     """
     n = max(logits.shape[0], 1)
     most = max(max(MAPS, 5 * logits.numel()) // max(size, 1), 1)
     return triton.cdiv(n, triton.cdiv(n, most))
 
 
-@triton.jit(do_not_specialize=[*rule.AXES, "classes", "cells", "ignore_index", "divisor"])
+@triton.jit(
+    do_not_specialize=[*rule.AXES, "classes", "cells", "ignore_index", "divisor"],
+    do_not_specialize_on_alignment=["logits", "target", "pixel_weight", "loss", "found"],  # each chunk's is its own
+)
 def _cells(
     logits, target, class_weight, pixel_weight, weight_sum, total, loss, found, maps,
     y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
@@ -140,14 +147,24 @@ def _cells(
     corners = corners_of(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
     bound = tl.full((LANES,), -float("inf"), ACC)
+    lowest = tl.full((LANES,), float("inf"), ACC)
     spread = tl.zeros((LANES,), ACC)
     pointer = logits
     for _ in tl.range(classes, loop_unroll_factor=ABREAST):
         a, b, c, d = load_corners(pointer, corners, ACC)
-        most = most_of(a, b, c, d)
+        most = larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d))
+        least = least_of(a, b, c, d)
         bound = tl.maximum(bound, most)
-        spread = _larger_or_nan(spread, most - least_of(a, b, c, d))
+        spread = larger_or_nan(spread, most - least)
+        if SMOOTHING > 0:
+            lowest = tl.minimum(lowest, least)
         pointer += plane
+    down = _steps(cell[1], tl.program_id(1), y, KY, ZERO, INDEX, ACC)
+    along = _steps(cell[2], tl.program_id(2), x, KX, ZERO, INDEX, ACC)
+    gentle = (spread <= REACH) & down[2] & along[2]
+    if SMOOTHING > 0:
+        gentle &= bound - lowest <= 1e30  # or their weighted sum could be infinite
+    gentle = tl.min(gentle.to(tl.int32), 0) != 0
 
     if total is not None:
         scale = mean_scale(tl.sum(tl.load(total + tl.arange(0, WEIGHERS)), 0).to(ACC))
@@ -157,10 +174,12 @@ def _cells(
         target, class_weight, pixel_weight, scale, y, x, cell, tl.program_id(1), classes, ignore_index,
         SMOOTHING, KY, KX, WIDE, ZERO, INDEX, ACC,
     )  # fmt: skip
-    down = _steps(cell[1], tl.program_id(1), y, KY, ZERO, INDEX, ACC)
-    along = _steps(cell[2], tl.program_id(2), x, KX, ZERO, INDEX, ACC)
-    gentle = (spread <= REACH) & down[2] & along[2] & (tl.min(tl.min(outputs[0][0], 0), 0) != BAD)
-    if tl.min(gentle.to(tl.int32), 0) != 0:
+    label, own, even = outputs[0]
+    # Weights that are not finite, and bad labels, need each output by itself too.
+    sound = in_line((own + even) * 0 == 0) & in_line(label != BAD)
+    if tl.max(in_line(label != IGNORED).to(tl.int32), 0) == 0:
+        value = _nothing(loss, maps, outputs[2], classes, LANES, WIDE, ACC)
+    elif gentle & (tl.min(sound.to(tl.int32), 0) != 0):
         value = _gentle(
             logits, class_weight, pixel_weight, weight_sum, loss, maps, bound, corners, plane, outputs, down, along,
             scale, classes, SMOOTHING, WIDE, ACC,
@@ -169,12 +188,12 @@ def _cells(
         # A row at a time, so as not to take registers from the others.
         value = tl.zeros((), ACC)
         for row in range(KY):
-            line = _outputs(
+            of_row = _outputs(
                 target, class_weight, pixel_weight, scale, y, x, cell, tl.program_id(1) * KY + row, classes,
                 ignore_index, SMOOTHING, 1, KX, WIDE, ZERO, INDEX, ACC,
             )  # fmt: skip
             value += _steep(
-                logits, class_weight, weight_sum, loss, maps, corners, plane, line, row, scale, classes,
+                logits, class_weight, weight_sum, loss, maps, corners, plane, of_row, row, scale, classes,
                 SMOOTHING, WIDE, ACC,
             )  # fmt: skip
     if loss is None:
@@ -209,12 +228,19 @@ def _outputs(
 @triton.jit
 def _steps(cell, part, axis, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr):
     """Where each lane's outputs begin between two coarse pixels, from 0 to 1, the step from one to the next, and
-    whether a progression of K of them stays in range, which it may leave where a cell has fewer than K."""
-    _, start = weights(first_output(cell, axis, ZERO, INDEX) + part * K, cell, axis, ZERO, INDEX, ACC)
+    whether a progression of K of them stays in range: a cell at a border may have fewer than K, far apart.
+
+    With corners at most REACH apart and both axes' K-th output at most at 2, no logit is more than 4 REACH above the
+    largest corner; with a step of at most 1, no ratio or power of one is more than exp(4 REACH).
+    """
+    first = first_output(cell, axis, ZERO, INDEX) + part * K
+    _, start = weights(first, cell, axis, ZERO, INDEX, ACC)
     step = tl.cast(axis[2], ACC) / tl.cast(axis[4], ACC)
+    still = first >= first_output(cell + 1, axis, ZERO, INDEX)  # no output at all
     if not ZERO:
-        step = tl.where((cell < 0) | (cell >= axis[0] - 1), 0, step)
-    return start, step, start + (K - 1) * step <= 2
+        still |= (cell < 0) | (cell >= axis[0] - 1)
+    step = tl.where(still, 0, step)
+    return start, step, ((K - 1) * step <= K - 1) & (start + (K - 1) * step <= 2)
 
 
 @triton.jit
@@ -235,12 +261,27 @@ def _terms(corners, bound, down, along, KY: tl.constexpr, KX: tl.constexpr):
 @triton.jit
 def _powers(first, ratio, AXIS: tl.constexpr, K: tl.constexpr):
     """first * ratio**k along an axis, for k up to K - 1, at most 3."""
-    k = tl.expand_dims(tl.expand_dims(tl.arange(0, K), 1 - AXIS), 2)  # in registers, so what depends on it is constant
+    k = tl.expand_dims(tl.expand_dims(tl.arange(0, K), 1 - AXIS), 2)  # lanes lie along axis 2: a constant a register
     if K > 1:
         first *= tl.where(k % 2 == 1, ratio, 1)
     if K > 2:
         first *= tl.where(k >= 2, ratio * ratio, 1)
     return first
+
+
+@triton.jit
+def _nothing(loss, maps, place, classes, LANES: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr):
+    """Where all labels are ignored: neither loss nor gradient, whatever the logits."""
+    if loss is not None:
+        tl.store(loss + place[0], 0.0, place[1])
+    if maps is not None:
+        out, line, to_lower = _place(maps, classes, LANES, WIDE)
+        zeros = tl.zeros((LANES,), ACC)
+        for _ in range(classes):
+            _add(out, zeros, zeros, 0, False)
+            _add(out + to_lower, zeros, zeros, 0, False)
+            out += line
+    return tl.zeros((), ACC)
 
 
 @triton.jit
@@ -270,6 +311,8 @@ def _gentle(
             smooth = _add4(smooth, below, 1.0 if class_weight is None else tl.load(class_weight + k))
         at = at[0] + plane, at[1] + plane, at[2] + plane, at[3] + plane
 
+    if class_weight is None and pixel_weight is None:  # again, rather than in registers all the while
+        own = tl.where(label >= 0, scale * (1 - SMOOTHING), 0)
     log_sum = tl.log(sums)
     value = own * (log_sum - at_label)
     whole = own
@@ -421,11 +464,6 @@ def _add4(a, b, factor):
 
 
 @triton.jit
-def _larger_or_nan(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
-
-
-@triton.jit
 def _or(a, b):
     return a | b
 
@@ -455,7 +493,7 @@ def _add(out, left, right, row, STEEP: tl.constexpr):
     last = lane == left.numel - 1
     left += tl.where(lane == 0, 0, tl.gather(right, tl.maximum(lane - 1, 0), 0))
     if STEEP:
-        left += tl.load(out, (lane >= 0) & (row > 0), other=0)
+        left += tl.load(out, (lane >= 0) & (row > 0), other=0)  # lane >= 0 makes a line of row > 0
         right += tl.load(out + 1, last & (row > 0), other=0)
     tl.store(out, left)
     tl.store(out + 1, right, last)

@@ -97,6 +97,8 @@ def cases(dtypes=DTYPES):
             )
             yield "upsample_argmax-zero", kernels.upsample_argmax, (x, deconvolution, torch.int64)
             zero = (map_of("int32", n, h * 8, w * 8), None, None, deconvolution)
+            weighted = (map_of("uint8", n, *size), None, map_of(dtype, n, *size), interpolate, 255, 2, 0.0, False, True)
+            yield "upsample_softmax_loss-pixel_weight", kernels.upsample_softmax_loss, (x, *weighted)
             yield "upsample_softmax_loss-zero", kernels.upsample_softmax_loss, (x, *zero, 255, 2, 0.0, False, True)
             yield "upsample_softmax_loss-none", kernels.upsample_softmax_loss, (x, *zero, 255, 0, 0.0, False, False)
 

@@ -23,8 +23,8 @@ def pytest_collection_modifyitems(items):
 def interpreter(monkeypatch):
     """Mends the interpreter of Triton 3.6.
 
-    It makes Python numbers of arrays with one element, which NumPy 2.4 no longer does, and truncates to bfloat16 where
-    a GPU rounds.
+    It makes Python numbers of arrays with one element, which NumPy 2.4 no longer does, truncates to bfloat16 where a
+    GPU rounds, and takes NaN for the larger or the smaller of two where a GPU takes the number.
     """
     if not INTERPRETED:
         return
@@ -44,3 +44,6 @@ def interpreter(monkeypatch):
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index_too)
     monkeypatch.setattr(interpreter, "_convert_float", round_to_nearest)
+    builder = interpreter.InterpreterBuilder
+    monkeypatch.setattr(builder, "create_maxnumf", lambda self, a, b: self.binary_op(a, b, np.fmax))
+    monkeypatch.setattr(builder, "create_minnumf", lambda self, a, b: self.binary_op(a, b, np.fmin))

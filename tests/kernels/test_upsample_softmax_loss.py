@@ -64,13 +64,31 @@ def test_gentle_and_steep_cells(options, scale, device):
 
 
 @pytest.mark.parametrize("reach", [19.9, 20.1])
-def test_cells_as_steep_as_are_gentle(reach, device):
-    """A progression that goes on past a cell's last output would overflow here: this cell begins in its middle."""
-    grid = BilinearGrid((5, 5), (9, 9), (4, 4), (8, 8), (9, 9), "clamp")
+@pytest.mark.parametrize(
+    "grid",
+    [
+        BilinearGrid((5, 5), (9, 9), (4, 4), (8, 8), (9, 9), "clamp"),  # begins in the middle of a cell
+        BilinearGrid((2, 2), (3, 3), (2, 2), (-4, -4), (1, 1), "clamp"),  # two outputs far apart before the first cell
+        BilinearGrid((3, 4), (9, 9), (4, 4), (8, 8), (10, 10), "zero"),
+    ],
+    ids=("middle", "before", "zero"),
+)
+def test_cells_as_steep_as_are_gentle(grid, reach, device):
+    """Progressions that go on past a cell's last output would overflow here."""
     logits, target, _ = random(grid, device=device)
-    logits = reach * ((torch.arange(5)[:, None] + torch.arange(5)) % 2 - 0.5).to(device) + 0 * logits
+    rows, columns = (torch.arange(n, device=device) for n in grid.in_size)
+    logits = reach * ((rows[:, None] + columns) % 2 - 0.5) + 0 * logits
     logits[:, 1] *= -1
     compare(logits, target, grid, reduction=SUM)
+
+
+@pytest.mark.parametrize("options", ["plain", "all"])
+def test_labels_that_share_a_bit(options, device):
+    """Classes that differ by 64 or by 32 in one warp."""
+    logits, target, grid = random(CLAMPED, classes=150, device=device)
+    target = target % 8 % 3 * 32 + target % 2 * 64 + target % 8
+    assert target.max() < 150
+    compare(logits, target, grid, options_of(options, (1, 150, *grid.size), torch.float32, device))
 
 
 @pytest.mark.parametrize("classes", [1, 2, 21])
@@ -97,6 +115,35 @@ def test_not_finite(grid, value, device):
     compare(logits, target, grid, reduction=SUM)
     logits[0, 0, 1, 1] = value
     compare(logits, target, grid, reduction=NONE)
+
+
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_a_single_corner_that_is_not_finite(value, device):
+    """What it reaches with no weight, and what is ignored, stays as it is."""
+    logits, target, grid = random(SAME, device=device)
+    logits[0, 1, 2, 3] = value
+    compare(logits, target, grid, reduction=NONE)
+    compare(logits, target, grid, reduction=SUM)
+    target[0, 2, 3] = 255
+    compare(logits, target, grid, reduction=SUM)
+
+
+def test_masked_classes_with_smoothing(device):
+    """Their logits add up to more than a number holds: an infinite loss, as PyTorch's, and not NaN."""
+    logits, target, grid = random(CLAMPED, classes=5, device=device)
+    logits[:, 2:] = torch.finfo(torch.float32).min
+    target = torch.where(target == 255, target, target % 2)
+    loss, _ = kernels.upsample_softmax_loss(logits, target, None, None, grid.numbers(), 255, NONE, 0.1, False, False)
+    assert torch.equal(loss == INF, target != 255) and not loss[target == 255].any()
+
+
+def test_weights_that_are_not_finite(device):
+    """As the incoming gradients of a loss of each pixel may be; they reach the corners that have a weight."""
+    logits, target, grid = random(SAME, device=device)
+    target[0, :2] = torch.tensor([0, 1, 255], device=device).repeat(3)[: grid.size[1]]
+    pixel_weight = torch.ones(1, *grid.size, device=device)
+    pixel_weight[0, 1, 1:3] = NAN
+    compare(logits, target, grid, (None, pixel_weight, 0.0), SUM)
 
 
 @pytest.mark.parametrize("reduction", range(5))
