@@ -215,4 +215,9 @@ class BuildKernels(build_ext):
 
 
 # Optional: in a pure Python build the file is missing. A compiler's error ends the build all the same.
-setup(ext_modules=[Extension("fcn_fast._C", sources=[], optional=True)], cmdclass={"build_ext": BuildKernels})
+setup(
+    # Here, for pyproject.toml's ways to say it differ between releases of setuptools that are in use.
+    license="BSD-3-Clause",
+    ext_modules=[Extension("fcn_fast._C", sources=[], optional=True)],
+    cmdclass={"build_ext": BuildKernels},
+)
