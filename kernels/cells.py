@@ -91,6 +91,30 @@ def least_of(a, b, c, d):
     return tl.minimum(tl.minimum(a, b), tl.minimum(c, d))
 
 
+@triton.jit
+def place_in_maps(maps, classes, LANES: tl.constexpr, WIDE: tl.constexpr):
+    """Where a warp's upper map begins, how far it is to the next class, and to the lower map."""
+    line = tl.num_programs(0) * (LANES + 1)
+    split = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
+    first = tl.cast(split, WIDE) * classes * line + tl.program_id(0) * (LANES + 1)
+    to_lower = tl.cast(tl.num_programs(1) * tl.num_programs(2), WIDE) * classes * line
+    return maps + first + tl.arange(0, LANES), line, to_lower
+
+
+@triton.jit
+def add_to_map(out, left, right, row, STEEP: tl.constexpr):
+    """What a row of a partial map gets: a lane's right corner is the next lane's left one, and the last one's a place
+    of its own."""
+    lane = tl.arange(0, left.numel)
+    last = lane == left.numel - 1
+    left += tl.where(lane == 0, 0, tl.gather(right, tl.maximum(lane - 1, 0), 0))
+    if STEEP:
+        left += tl.load(out, (lane >= 0) & (row > 0), other=0)  # lane >= 0 makes a line of row > 0
+        right += tl.load(out + 1, last & (row > 0), other=0)
+    tl.store(out, left)
+    tl.store(out + 1, right, last)
+
+
 def combine(maps, output, splits, programs, constants):
     """Add up partial maps over the coarse pixels of output, (N, C, h, w) in either memory format."""
     n, classes, height, width = output.shape

@@ -30,6 +30,7 @@ from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
     ABREAST,
     LANES,
+    add_to_map,
     at_corners,
     cell_of_lane,
     combine,
@@ -40,6 +41,7 @@ from fcn_fast.kernels.cells import (
     load_at,
     load_corners,
     outputs_of,
+    place_in_maps,
 )
 from fcn_fast.kernels.grid import blend, first_output, weights
 from fcn_fast.kernels.labels import (
@@ -275,11 +277,11 @@ def _nothing(loss, maps, place, classes, LANES: tl.constexpr, WIDE: tl.constexpr
     if loss is not None:
         tl.store(loss + place[0], 0.0, place[1])
     if maps is not None:
-        out, line, to_lower = _place(maps, classes, LANES, WIDE)
+        out, line, to_lower = place_in_maps(maps, classes, LANES, WIDE)
         zeros = tl.zeros((LANES,), ACC)
         for _ in range(classes):
-            _add(out, zeros, zeros, 0, False)
-            _add(out + to_lower, zeros, zeros, 0, False)
+            add_to_map(out, zeros, zeros, 0, False)
+            add_to_map(out + to_lower, zeros, zeros, 0, False)
             out += line
     return tl.zeros((), ACC)
 
@@ -330,7 +332,7 @@ def _gentle(
         share = tl.where(whole == 0, 0, whole / sums)
         share_left, share_right = share * left, share * right
         evenly = _to_corners(even, tap_weights, False)
-        out, line, to_lower = _place(maps, classes, bound.numel, WIDE)
+        out, line, to_lower = place_in_maps(maps, classes, bound.numel, WIDE)
         at = at_corners(logits, corners)
         for k in range(classes):
             terms = _terms(load_at(at, corners, ACC), bound, down, along, KY, KX)
@@ -346,8 +348,8 @@ def _gentle(
             gradient = _to_rows(to_left, to_right, upper, lower, False)
             if SMOOTHING > 0:
                 gradient = _add4(gradient, evenly, -1.0 if class_weight is None else -tl.load(class_weight + k))
-            _add(out, gradient[0], gradient[1], 0, False)
-            _add(out + to_lower, gradient[2], gradient[3], 0, False)
+            add_to_map(out, gradient[0], gradient[1], 0, False)
+            add_to_map(out + to_lower, gradient[2], gradient[3], 0, False)
             at = at[0] + plane, at[1] + plane, at[2] + plane, at[3] + plane
             out += line
     return tl.sum(in_line(value), 0)
@@ -392,7 +394,7 @@ def _steep(
 
     if maps is not None:
         share = tl.where(label == BAD, float("nan"), tl.where(whole == 0, 0, whole / sums))
-        out, line, to_lower = _place(maps, classes, label.shape[2], WIDE)
+        out, line, to_lower = place_in_maps(maps, classes, label.shape[2], WIDE)
         pointer = logits
         for k in range(classes):
             x = _logit(load_corners(pointer, corners, ACC), tap_weights) - shift
@@ -401,8 +403,8 @@ def _steep(
                 g -= even if class_weight is None else even * tl.load(class_weight + k)
             g = tl.where(share == 0, 0, g)  # an ignored pixel has none, whatever its logits
             gradient = _to_corners(g, tap_weights, True)
-            _add(out, gradient[0], gradient[1], row, True)
-            _add(out + to_lower, gradient[2], gradient[3], row, True)
+            add_to_map(out, gradient[0], gradient[1], row, True)
+            add_to_map(out + to_lower, gradient[2], gradient[3], row, True)
             pointer += plane
             out += line
     return tl.sum(in_line(value), 0)
@@ -473,27 +475,3 @@ def _present(label):
     """A bit for each label of the warp, by its last six bits: most classes of many are nobody's label here."""
     bits = tl.where(label >= 0, tl.cast(1, tl.int64) << (label & 63).to(tl.int64), 0)
     return tl.reduce(in_line(bits), 0, _or)
-
-
-@triton.jit
-def _place(maps, classes, LANES: tl.constexpr, WIDE: tl.constexpr):
-    """Where a warp's upper map begins, how far it is to the next class, and to the lower map."""
-    line = tl.num_programs(0) * (LANES + 1)
-    split = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
-    first = tl.cast(split, WIDE) * classes * line + tl.program_id(0) * (LANES + 1)
-    to_lower = tl.cast(tl.num_programs(1) * tl.num_programs(2), WIDE) * classes * line
-    return maps + first + tl.arange(0, LANES), line, to_lower
-
-
-@triton.jit
-def _add(out, left, right, row, STEEP: tl.constexpr):
-    """What a row of a partial map gets: a lane's right corner is the next lane's left one, and the last one's a place
-    of its own."""
-    lane = tl.arange(0, left.numel)
-    last = lane == left.numel - 1
-    left += tl.where(lane == 0, 0, tl.gather(right, tl.maximum(lane - 1, 0), 0))
-    if STEEP:
-        left += tl.load(out, (lane >= 0) & (row > 0), other=0)  # lane >= 0 makes a line of row > 0
-        right += tl.load(out + 1, last & (row > 0), other=0)
-    tl.store(out, left)
-    tl.store(out + 1, right, last)
