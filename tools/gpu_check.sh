@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# tools/gpu_check.sh OUT: build, test and measure fcn_fast on this machine, which has PyTorch and may have a GPU, but no
-# network. Every part has its own time limit, the most telling come first, and the next one runs whatever became of it.
+# tools/gpu_check.sh OUT [PART...]: build, test and measure fcn_fast on this machine, which has PyTorch and may have a
+# GPU, but no network. Every part has its own time limit, the most telling come first, and the next one runs whatever
+# became of it. Named parts run alone, on what environment and build make first.
 # OUT gets few files, each as soon as there is something for it: summary.txt, a line a part; log.txt, what all of them
 # said; operations.json and stages.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes; its exit status is
 # the number of parts that failed. What this machine has no tool or GPU for is "not here" and no failure.
 set -uo pipefail
 
-if (($# != 1)); then
-  echo "usage: tools/gpu_check.sh OUT" >&2
+if (($# == 0)); then
+  echo "usage: tools/gpu_check.sh OUT [PART...]" >&2
   exit 2
 fi
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
+wanted=" ${*:2} "
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/cuda/bin PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INDEX=1 PYTHONUNBUFFERED=1
 unset FCN_FAST_ALLOW_REFERENCE
@@ -27,6 +29,7 @@ trap 'rm -rf "$work"' EXIT
 part() {
   local name=$1 limit=$2 begin=$SECONDS
   shift 2
+  [[ $wanted == "  " || " environment build build_cpu $wanted" == *" $name "* ]] || return
   local left=$((deadline - SECONDS))
   ((limit < left)) || limit=$left
   rm -rf "$logs"
@@ -145,9 +148,9 @@ part machine 30 bash -c machine
 part build 150 bash -c "build 1" # where CUDA kernels are wanted, a build without them is a failure
 [[ $status == ok ]] || part build_cpu 100 bash -c "build 0"
 part env 60 "$venv/bin/fcn-fast" env
-part calls 60 bash -c calls
-part tests 150 bash -c tests
+part calls 90 bash -c calls
 part aims 120 bash -c aims
+part tests 150 bash -c tests
 part memcheck 60 bash -c "sanitizer memcheck"
 part racecheck 40 bash -c "sanitizer racecheck"
 part initcheck 40 bash -c "sanitizer initcheck"

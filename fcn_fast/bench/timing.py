@@ -12,6 +12,8 @@ ROUNDS = (5, 30)  # of all variants
 REPEATS = 10  # of a fast variant in a round at most
 SETS = 4096  # of inputs at most, of 32 KB each
 GRAPHED = 500  # calls in a CUDA graph at most
+REPLAYS = (5, 50)  # of it
+REPLAYED = 300.0  # ms of them
 
 
 class Call:
@@ -119,7 +121,7 @@ def _once_on_cuda(call):
     return {"": 1e3 * (time.perf_counter() - start), "event_": begin.elapsed_time(end)}
 
 
-def graph_times(call, count=50):
+def graph_times(call):
     """[ms, ...] of a call in a CUDA graph, which takes the CPU out of what is timed; on the current device.
 
     The graph has a call with each of the sets of inputs, so that here too they come from memory; of its time each call
@@ -139,14 +141,18 @@ def graph_times(call, count=50):
     with torch.cuda.graph(graph):
         for one in prepared:
             call(*one)
-    graph.replay()
-    begins, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))
-    for begin, end in zip(begins, ends, strict=True):
-        begin.record()
-        graph.replay()
-        end.record()
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) / len(prepared) for begin, end in zip(begins, ends, strict=True)]
+    def replays(count):
+        # Without a wait between them, or each would begin with the time that it takes to launch.
+        begins, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))
+        for begin, end in zip(begins, ends, strict=True):
+            begin.record()
+            graph.replay()
+            end.record()
+        torch.cuda.synchronize()
+        return [begin.elapsed_time(end) for begin, end in zip(begins, ends, strict=True)]
+
+    count = int(min(max(REPLAYED / min(replays(2)), REPLAYS[0]), REPLAYS[1]))
+    return [whole / len(prepared) for whole in replays(count)]
 
 
 def statistics_of(milliseconds):
