@@ -127,18 +127,16 @@ def _sample(
 
     input += plane * y[0] * (x[0] * inner)
     upper = _expanded(input, first, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight, ZERO, ACC)
-    start = first_output(first, y, ZERO, INDEX)
     for i in range(first, min(first + cells, y[0] + ZERO)):
         lower = _expanded(input, i + 1, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight, ZERO, ACC)
-        end = first_output(i + 1, y, ZERO, INDEX)
-        for dst in range(start, end):
+        # Both ends anew: Triton 3.6 forgets that the next start would be this end, and begins with the first one always.
+        for dst in range(first_output(i, y, ZERO, INDEX), first_output(i + 1, y, ZERO, INDEX)):
             upper_weight, lower_weight = weights(dst, i, y, ZERO, INDEX, ACC)
             value = blend(upper, lower, upper_weight, lower_weight)
             if skip is not None:
                 value += tl.load(skip + (plane * skip_height + dst) * (skip_groups * SKIP_ALIGN) + at, mask).to(ACC)
             tl.store(output + (plane * y[1] + dst) * row + at, value.to(output.dtype.element_ty), mask)
         upper = lower
-        start = end
 
 
 @triton.jit
@@ -183,11 +181,9 @@ def _gather(
     mask &= weight != 0
 
     upper = tl.zeros_like(weight)
-    start = first_output(first - 1, y, ZERO, INDEX)
     for i in range(first - 1, min(first + rows, y[0])):
         lower = tl.zeros_like(weight)
-        stop = first_output(i + 1, y, ZERO, INDEX)
-        for line in range(start, stop):
+        for line in range(first_output(i, y, ZERO, INDEX), first_output(i + 1, y, ZERO, INDEX)):  # as in _sample
             upper_weight, lower_weight = weights(line, i, y, ZERO, INDEX, ACC)
             g = tl.load(grad + (plane * y[1] + line) * (x[1] * inner) + offset, mask, other=0).to(ACC)
             upper += tl.where(upper_weight == 0, 0, g * upper_weight)
@@ -196,4 +192,3 @@ def _gather(
             total = tl.sum(upper * weight, AXIS).to(output.dtype.element_ty)
             tl.store(output + (plane * y[0] + i) * row + at, total, at < row)
         upper = lower
-        start = stop
