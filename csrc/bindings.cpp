@@ -231,6 +231,16 @@ Tensor softmax_loss_backward(const Tensor& grad_output, const Tensor& logits, co
   return out;
 }
 
+// Nothing is saved by doing both at once here: what a backward pass computes anew is cheaper than what it would wait for.
+std::tuple<Tensor, Tensor> softmax_loss_and_gradient(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                                                     const std::optional<Tensor>& pixel_weight, int64_t ignore_index, int64_t reduction,
+                                                     double label_smoothing, bool check_labels) {
+  const auto [loss, saved, total_weight] =
+      softmax_loss(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, true);
+  const Tensor one = torch::stable::fill_(empty(loss, {}, loss.scalar_type()), 1);
+  return {loss, softmax_loss_backward(one, logits, target, weight, pixel_weight, saved, total_weight, ignore_index, reduction, label_smoothing)};
+}
+
 std::tuple<Tensor, Tensor> upsample_softmax_loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                                                  const std::optional<Tensor>& pixel_weight, const Numbers& grid, int64_t ignore_index,
                                                  int64_t reduction, double label_smoothing, bool check_labels, bool with_grad) {
@@ -262,6 +272,7 @@ STABLE_TORCH_LIBRARY_IMPL(fcn_fast, CPU, m) {
   m.impl("skip_fuse", TORCH_BOX(&skip_fuse));
   m.impl("softmax_loss", TORCH_BOX(&softmax_loss));
   m.impl("softmax_loss_backward", TORCH_BOX(&softmax_loss_backward));
+  m.impl("softmax_loss_and_gradient", TORCH_BOX(&softmax_loss_and_gradient));
   m.impl("upsample_softmax_loss", TORCH_BOX(&upsample_softmax_loss));
   m.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));
 }
@@ -272,15 +283,25 @@ STABLE_TORCH_LIBRARY_IMPL(fcn_fast, CPU, m) {
 struct Device {
   torch::stable::accelerator::DeviceGuard guard;
   void* stream = nullptr;
-  explicit Device(const Tensor& t) : guard(t.get_device_index()) {
+  explicit Device(const Tensor& t) : Device(t.get_device_index()) {}
+  explicit Device(int32_t index) : guard(index) {
     // Not through torch's macro for this, whose name changed after 2.11.
-    if (aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream) != AOTI_TORCH_SUCCESS)
+    if (aoti_torch_get_current_cuda_stream(index, &stream) != AOTI_TORCH_SUCCESS)
       throw std::runtime_error("fcn_fast, CUDA: PyTorch has no current stream");
   }
 };
 
 void check(const char* error) {
   if (error) throw std::runtime_error(std::string("fcn_fast, CUDA: ") + error);
+}
+
+void raise_for(const Tensor& first_bad, const Tensor& labels, int64_t classes, int64_t ignore_index, const Device& device) {
+  BadLabel bad;
+  check(cuda::to_host(&bad.position, first_bad.const_data_ptr(), sizeof bad.position, device.stream));
+  if (bad.position == INT64_MAX) return;
+  int64_t label = 0;
+  check(cuda::to_host(&label, label_at(labels, bad.position), labels.element_size(), device.stream));
+  raise_for(bad, &label, labels, classes, ignore_index);
 }
 
 // A profiler of PyTorch names the operators; emit_nvtx makes ranges of them, so none are made here.
@@ -301,16 +322,28 @@ std::tuple<Tensor, Tensor, Tensor> softmax_loss_cuda(const Tensor& logits, const
   check(cuda::softmax_loss(map, targets_of(labels, class_weight, weight_map, ignore_index, reduction, label_smoothing),
                            loss.mutable_data_ptr(), with_grad ? saved.mutable_data_ptr() : nullptr, total_weight.mutable_data_ptr(),
                            static_cast<int64_t*>(first_bad.mutable_data_ptr()), scratch.mutable_data_ptr(), device.stream));
-  if (check_labels) {
-    BadLabel bad;
-    check(cuda::to_host(&bad.position, first_bad.const_data_ptr(), sizeof bad.position, device.stream));
-    if (bad.position != INT64_MAX) {
-      int64_t label = 0;
-      check(cuda::to_host(&label, label_at(labels, bad.position), labels.element_size(), device.stream));
-      raise_for(bad, &label, labels, x.size(1), ignore_index);
-    }
-  }
+  if (check_labels) raise_for(first_bad, labels, x.size(1), ignore_index, device);
   return {loss, saved, total_weight};
+}
+
+std::tuple<Tensor, Tensor> softmax_loss_and_gradient_cuda(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
+                                                          const std::optional<Tensor>& pixel_weight, int64_t ignore_index,
+                                                          int64_t reduction, double label_smoothing, bool check_labels) {
+  const Device device(logits);
+  const Tensor x = readable(logits), labels = torch::stable::contiguous(target);
+  const auto class_weight = readable(weight), weight_map = readable(pixel_weight);
+  const Map map = map_of(x);
+  const ScalarType dtype = accumulate_type(x);
+  Tensor loss = empty(x, {}, dtype), gradient = empty(x, shape_of(x), x.scalar_type(), map.channels_last);
+  Tensor total_weight = empty(x, {}, dtype), first_bad = empty(x, {}, ScalarType::Long);
+  Tensor scratch = empty(x, {cuda::softmax_loss_and_gradient_scratch(map)}, ScalarType::Byte);
+  Map gradient_map = map;
+  gradient_map.data = gradient.mutable_data_ptr();
+  check(cuda::softmax_loss_and_gradient(map, targets_of(labels, class_weight, weight_map, ignore_index, reduction, label_smoothing),
+                                        loss.mutable_data_ptr(), gradient_map, total_weight.mutable_data_ptr(),
+                                        static_cast<int64_t*>(first_bad.mutable_data_ptr()), scratch.mutable_data_ptr(), device.stream));
+  if (check_labels) raise_for(first_bad, labels, x.size(1), ignore_index, device);
+  return {loss, gradient};
 }
 
 Tensor softmax_loss_backward_cuda(const Tensor& grad_output, const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
@@ -329,9 +362,16 @@ Tensor softmax_loss_backward_cuda(const Tensor& grad_output, const Tensor& logit
   return out;
 }
 
+// No operator: only backward passes of plain tensors call it, and what it does to them nobody may see.
+void scale_gradient(uintptr_t gradient, int64_t count, int type, uintptr_t factor, int32_t index) {
+  const Device device(index);
+  check(cuda::scale_gradient(reinterpret_cast<void*>(gradient), count, Type(type), reinterpret_cast<const void*>(factor), device.stream));
+}
+
 STABLE_TORCH_LIBRARY_IMPL(fcn_fast, CUDA, m) {
   m.impl("softmax_loss", TORCH_BOX(&softmax_loss_cuda));
   m.impl("softmax_loss_backward", TORCH_BOX(&softmax_loss_backward_cuda));
+  m.impl("softmax_loss_and_gradient", TORCH_BOX(&softmax_loss_and_gradient_cuda));
 }
 
 #endif
@@ -365,6 +405,10 @@ PYBIND11_MODULE(_C, m) {
         return facts;
       },
       "What this module was built from and for, and the instruction set chosen on this machine.");
+#ifdef FCN_FAST_CUDA
+  m.def("scale_gradient", &scale_gradient,
+        "Multiply numbers on a GPU in place by another one there: addresses, how many, their type and the device.");
+#endif
 }
 
 }  // namespace fcn_fast

@@ -166,19 +166,24 @@ class BilinearGrid:
 def _pair(name, value):
     """``value`` as (vertical, horizontal); ints stand for both."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    # Symbolic sizes of torch.compile are no ints.
-    kinds = (Integral, torch.SymInt)
-    if len(pair) != 2 or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in pair):
+    if len(pair) != 2 or not (_is_whole(pair[0]) and _is_whole(pair[1])):
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
     return pair
 
 
+# Symbolic sizes of torch.compile are no Integral. What is usual stands first: the abstract ones take ten times as long.
+def _is_whole(value):
+    return isinstance(value, (int, Integral, torch.SymInt)) and not isinstance(value, bool)
+
+
 def _is_real(value):
-    return isinstance(value, (Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
+    return isinstance(value, (float, int, Real, torch.SymInt, torch.SymFloat)) and not isinstance(value, bool)
 
 
 def _as_ratio(factor):
     exact = factor if isinstance(factor, (int, Fraction)) else float(factor)
+    if exact == int(exact):
+        return int(exact), 1  # as below, in a tenth of the time
     ratio = Fraction(exact).limit_denominator(_MAX_DENOMINATOR)
     return (ratio.numerator or 1), ratio.denominator
 

@@ -192,6 +192,20 @@ def softmax_loss_backward(
     return grad.to(logits.dtype).contiguous(memory_format=memory_format(logits))
 
 
+def softmax_loss_and_gradient(
+    logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels
+):
+    rest = (ignore_index, reduction, label_smoothing)
+    loss, saved, total = softmax_loss(logits, target, weight, pixel_weight, *rest, check_labels, True)
+    one = torch.ones_like(loss)
+    return loss, softmax_loss_backward(one, logits, target, weight, pixel_weight, saved, total, *rest)
+
+
+def scale_gradient(gradient, factor):
+    """What fcn_fast.kernels.scale_gradient does; no operator."""
+    gradient.mul_(factor)
+
+
 def upsample_softmax_loss(
     logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
 ):

@@ -19,6 +19,7 @@ OPERATORS = {
     "skip_fuse": "skip_fuse",
     "softmax_loss": "softmax_loss",
     "softmax_loss_backward": "softmax_loss",
+    "softmax_loss_and_gradient": "softmax_loss",
     "upsample_softmax_loss": "upsample_softmax_loss",
     "upsample_argmax": "upsample_argmax",
 }
@@ -40,6 +41,11 @@ def register(library):
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fcn_fast::{name}", "CUDA"):
             library.impl(name, _on_first_call(name), "CUDA")
             registered.add(name)
+
+
+def scale_gradient(gradient, factor):
+    """``gradient.mul_(factor)`` on a GPU, which reads and writes nothing where the factor is 1."""
+    _working("scale_gradient")(gradient, factor)
 
 
 def _on_first_call(name):
@@ -65,7 +71,7 @@ def _working(name):
 
 
 def _load(name):
-    return getattr(importlib.import_module(f"{__name__}.{OPERATORS[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{OPERATORS.get(name, name)}"), name)
 
 
 def __getattr__(name):

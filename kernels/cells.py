@@ -26,9 +26,12 @@ def cell_of_lane(y, x, cells, LANES: tl.constexpr, ZERO: tl.constexpr):
 
 
 @triton.jit
-def outputs_of(cell, part, axis, AXIS: tl.constexpr, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr):
+def outputs_of(
+    cell, part, axis, AXIS: tl.constexpr, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr,
+    LAST_FIRST: tl.constexpr = False,
+):  # fmt: skip
     """The part-th K outputs of each lane's cell, along axis AXIS of a (KY, KX, LANES) tile, and which of them exist."""
-    k = part * K + tl.arange(0, K)
+    k = part * K + (K - 1 - tl.arange(0, K) if LAST_FIRST else tl.arange(0, K))
     dst = first_output(cell, axis, ZERO, INDEX)[None, :] + k[:, None]
     known = dst < first_output(cell + 1, axis, ZERO, INDEX)[None, :]
     return tl.expand_dims(dst, 1 - AXIS), tl.expand_dims(known, 1 - AXIS)

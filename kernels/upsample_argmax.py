@@ -1,19 +1,12 @@
 """The label map of upsampled logits.
 
-A program is one warp; a lane owns up to KY x KX outputs of one cell, with the best score and class of each in
-registers. It loops over the classes twice. First over their four corners alone: interpolation is a convex combination,
-so a class can only win where its largest corner reaches the largest of all classes' smallest corners. Then over those
-that reach this in some lane, pixel by pixel in the arithmetic of bilinear_upsample. A cell with corners that are not
-finite leaves every class in the race. Both loops have the corners of four classes on their way together, for a class
-that does not reach the bar is less work than its load takes to come.
-
-Reads the coarse map twice, neighbouring cells side by side and mostly from L2, and writes the labels once. A
-channels_last map is made contiguous first, a copy of the coarse map: lanes a cell apart would otherwise read a sector
-each. Bound by issue slots. Instructions a class and cell (sm_90, of its machine code): 28 to find the bar and 33 to see
-that a class does not reach it, and 200 where one does, for 16 outputs; so 4 a class and output on smooth maps, 15 on
-rough ones. At 19x128x256, x8, the smooth case is 5 us of an H100: as long as the launch.
-
-Registers (ptxas for sm_80 to sm_120): 145 with 16 outputs a lane, up to 208 with 32.
+A program is one warp. The lanes of a cell, PY x PX of them, own KY x KX outputs each, with the best score and class of
+each in registers. Interpolation is a convex combination, so a class can only win where its largest corner reaches the
+bar, the largest of the smallest corners of all classes so far. The program takes a chunk of classes at a time, all
+their corners on the way together: the lanes of a cell share its classes, raise the bar, and tell each other which
+classes reach it in some lane. Those are compared pixel by pixel, in the arithmetic of bilinear_upsample; without its
+care for weights of zero and for NaN where all corners so far are finite. A cell with others leaves every class in the
+race.
 """
 
 import torch
@@ -21,18 +14,9 @@ import triton
 import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
-from fcn_fast.kernels.cells import (
-    ABREAST,
-    LANES,
-    cell_of_lane,
-    corners_of,
-    in_line,
-    least_of,
-    load_corners,
-    most_of,
-    outputs_of,
-)
-from fcn_fast.kernels.grid import blend, weights
+from fcn_fast.kernels.cells import LANES, corners_of, in_line, least_of, load_corners, most_of
+from fcn_fast.kernels.grid import blend, first_output, weights
+from fcn_fast.kernels.cells import larger_or_nan
 
 
 def upsample_argmax(logits, grid, dtype):
@@ -43,13 +27,17 @@ def upsample_argmax(logits, grid, dtype):
     if not labels.numel():
         return labels
     (rows, tall), (columns, wide) = (rule.cells(axis, constants["ZERO"]) for axis in (y, x))
-    ky, kx = rule.power_of_two(tall, most=4), rule.power_of_two(wide, most=8)
+    ky, kx = rule.power_of_two(tall, most=8), rule.power_of_two(wide, most=4)
+    py, px = rule.power_of_two(triton.cdiv(tall, ky), most=4), rule.power_of_two(triton.cdiv(wide, kx), most=8)
+    parts = py * px
+    slots = rule.power_of_two(triton.cdiv(classes, parts), most=min(8 * parts, 32 // parts))
+    single = classes <= slots * parts
     cells = n * rows * columns
     with torch.cuda.device_of(logits):
-        _argmax[(triton.cdiv(cells, LANES), triton.cdiv(tall, ky), triton.cdiv(wide, kx))](
-            logits, labels, *y, *x, classes, cells, KY=ky, KX=kx, LANES=LANES,
+        _argmax[(triton.cdiv(cells * parts, LANES), triton.cdiv(tall, ky * py), triton.cdiv(wide, kx * px))](
+            logits, labels, *y, *x, classes, cells, KY=ky, KX=kx, PY=py, PX=px, SLOTS=slots, SINGLE=single, LANES=LANES,
             WIDE=rule.index_type(max(logits.numel(), labels.numel())), **constants,
-            ACC=rule.accumulate_type(logits.dtype), num_warps=1, maxnreg=208,
+            ACC=rule.accumulate_type(logits.dtype), num_warps=1, maxnreg=128 if single or ky * kx <= 16 else 168,
         )  # fmt: skip
     return labels
 
@@ -58,64 +46,102 @@ def upsample_argmax(logits, grid, dtype):
 def _argmax(
     logits, labels,
     y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
-    classes, cells, KY: tl.constexpr, KX: tl.constexpr, LANES: tl.constexpr,
+    classes, cells, KY: tl.constexpr, KX: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr, SLOTS: tl.constexpr, SINGLE: tl.constexpr, LANES: tl.constexpr,
     WIDE: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
-    cell = cell_of_lane(y, x, cells, LANES, ZERO)
-    n, i, j, used = cell
-    dst_y, known_y = outputs_of(i, tl.program_id(1), y, 0, KY, ZERO, INDEX)
-    dst_x, known_x = outputs_of(j, tl.program_id(2), x, 1, KX, ZERO, INDEX)
-    known = known_y & known_x & used[None, None, :]
-    if tl.max(tl.max(tl.max(known.to(tl.int32), 0), 0), 0) != 0:
-        upper_weight, lower_weight = weights(dst_y, i[None, None, :], y, ZERO, INDEX, ACC)
-        left_weight, right_weight = weights(dst_x, j[None, None, :], x, ZERO, INDEX, ACC)
-        corners = corners_of(cell, y, x, classes, ZERO, WIDE)
-        plane = tl.cast(y[0], WIDE) * x[0]
+    PARTS: tl.constexpr = PY * PX
+    CELLS: tl.constexpr = LANES // PARTS
+    lane = tl.arange(0, LANES)
+    q = tl.program_id(0) * CELLS + lane % CELLS
+    part = lane // CELLS
+    used = q < cells
+    q = tl.minimum(q, cells - 1)
+    row = q // (x[0] + 1 + 2 * ZERO)
+    j = q - row * (x[0] + 1 + 2 * ZERO) - 1 - ZERO
+    n = row // (y[0] + 1 + 2 * ZERO)
+    i = row - n * (y[0] + 1 + 2 * ZERO) - 1 - ZERO
+    first_y = first_output(i, y, ZERO, INDEX) + (tl.program_id(1) * PY + part // PX) * KY
+    first_x = first_output(j, x, ZERO, INDEX) + (tl.program_id(2) * PX + part % PX) * KX
+    ky, kx = tl.arange(0, KY)[:, None, None], tl.arange(0, KX)[None, :, None]
+    dst_y, dst_x = first_y[None, None, :] + ky, first_x[None, None, :] + kx
+    upper_weight, lower_weight = weights(dst_y, i[None, None, :], y, ZERO, INDEX, ACC)
+    left_weight, right_weight = weights(dst_x, j[None, None, :], x, ZERO, INDEX, ACC)
+    corners = corners_of((n, i, j, lane >= 0), y, x, classes, ZERO, WIDE)
+    plane = tl.cast(y[0], WIDE) * x[0]
 
-        bar = tl.full((LANES,), -float("inf"), ACC)
-        size = tl.zeros((LANES,), ACC)
-        finite = tl.zeros((LANES,), ACC)
-        pointer = logits
-        for _ in tl.range(classes, loop_unroll_factor=ABREAST):
-            a, b, c, d = load_corners(pointer, corners, ACC)
-            least, most = least_of(a, b, c, d), most_of(a, b, c, d)
-            bar = tl.maximum(bar, least)
-            size = tl.maximum(size, tl.maximum(tl.abs(least), tl.abs(most)))
-            finite += (a + b + c + d) * 0
-            pointer += plane
-        # Rounding moves an upsampled value by less than 4 units in the last place of the largest corner.
-        EPSILON: tl.constexpr = 2.0**-53 if ACC == tl.float64 else 2.0**-24
-        bar = tl.where(finite == 0, bar - size * (16 * EPSILON), -float("inf"))
-        bar = tl.where(used, bar, float("inf"))
-
+    CHUNK: tl.constexpr = SLOTS * PARTS
+    shared = tl.arange(0, SLOTS)[:, None] * PARTS + part[None, :]
+    # Rounding moves an upsampled value by less than 4 units in the last place of the largest corner.
+    SLACK: tl.constexpr = 16 * (2.0**-53 if ACC == tl.float64 else 2.0**-24)
+    LARGE: tl.constexpr = 2.0**1000 if ACC == tl.float64 else 2.0**120
+    bar = tl.full((LANES,), -float("inf"), ACC)
+    size = tl.zeros((LANES,), ACC)
+    best = tl.full((KY, KX, LANES), -float("inf"), ACC)
+    winner = tl.zeros((KY, KX, LANES), tl.int32)
+    for first in range(0, CHUNK if SINGLE else classes, CHUNK):
+        pointers = logits + tl.cast(tl.minimum(first + shared, classes - 1), WIDE) * plane
+        least, most = _range(pointers, corners, ACC)
+        bar = tl.maximum(bar, tl.max(least, 0))
+        largest = tl.max(tl.maximum(tl.abs(least), tl.abs(most)), 0)
+        total = tl.sum(most, 0)
+        size = tl.maximum(size, tl.where(total == total, largest, float("inf")))
+        stays = most >= (_of_cell(bar, PARTS) - _of_cell(size, PARTS) * SLACK)[None, :]
+        left = tl.reduce_or(tl.sum(tl.where(stays, 1 << shared, 0), 0), 0)
+        left &= (2 << tl.minimum(classes - first - 1, 31)) - 1
+        while left != 0:
+            lowest = left & -left
+            left ^= lowest
+            k = first + (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 255) - 127
+            a, b, c, d = load_corners(logits + tl.cast(k, WIDE) * plane, corners, ACC)
+            upper = _plain(a[None, None, :], b[None, None, :], left_weight, right_weight)
+            lower = _plain(c[None, None, :], d[None, None, :], left_weight, right_weight)
+            value = _plain(upper, lower, upper_weight, lower_weight)
+            wins = value > best
+            best = tl.where(wins, value, best)
+            winner = tl.where(wins, k, winner)
+    if tl.max((size >= LARGE).to(tl.int32), 0) != 0:
         best = tl.full((KY, KX, LANES), -float("inf"), ACC)
         winner = tl.zeros((KY, KX, LANES), tl.int32)
-        pointer = logits
-        for first in range(0, classes, ABREAST):
-            group = _group(pointer, plane, corners, classes - first, ACC)
-            for k in tl.static_range(ABREAST):
-                a, b, c, d = group[k]
-                stays = (most_of(a, b, c, d) >= bar) | ((finite != 0) & used)
-                if tl.max((stays & (first + k < classes)).to(tl.int32), 0) != 0:
-                    upper = blend(a[None, None, :], b[None, None, :], left_weight, right_weight)
-                    lower = blend(c[None, None, :], d[None, None, :], left_weight, right_weight)
-                    value = blend(upper, lower, upper_weight, lower_weight)
-                    wins = (value > best) | ((value != value) & (best == best))
-                    best = tl.where(wins, value, best)
-                    winner = tl.where(wins, first + k, winner)
-            pointer += plane * ABREAST
-        at = (n[None, None, :].to(WIDE) * y[1] + dst_y) * x[1] + dst_x
-        tl.store(labels + in_line(at), in_line(winner).to(labels.dtype.element_ty), in_line(known))
+        for k in range(classes):
+            a, b, c, d = load_corners(logits + tl.cast(k, WIDE) * plane, corners, ACC)
+            upper = blend(a[None, None, :], b[None, None, :], left_weight, right_weight)
+            lower = blend(c[None, None, :], d[None, None, :], left_weight, right_weight)
+            value = blend(upper, lower, upper_weight, lower_weight)
+            wins = (value > best) | ((value != value) & (best == best))
+            best = tl.where(wins, value, best)
+            winner = tl.where(wins, k, winner)
+    known_y = ky < tl.where(used, first_output(i + 1, y, ZERO, INDEX) - first_y, 0)[None, None, :]
+    known_x = kx < (first_output(j + 1, x, ZERO, INDEX) - first_x)[None, None, :]
+    # Rows and columns by themselves, to be offsets that lanes have in common.
+    at = labels + ((n.to(WIDE) * y[1] + first_y) * x[1] + first_x)[None, None, :] + ky.to(WIDE) * x[1] + kx
+    tl.store(in_line(at), in_line(winner).to(labels.dtype.element_ty), in_line(known_y & known_x))
 
 
 @triton.jit
-def _group(pointer, plane, corners, classes, ACC: tl.constexpr):
-    """The corners of ABREAST classes, on their way together; of those past the last class, of the last one."""
-    last = classes - 1
-    return (
-        load_corners(pointer, corners, ACC),
-        load_corners(pointer + tl.minimum(last, 1) * plane, corners, ACC),
-        load_corners(pointer + tl.minimum(last, 2) * plane, corners, ACC),
-        load_corners(pointer + tl.minimum(last, 3) * plane, corners, ACC),
-    )
+def _of_cell(x, PARTS: tl.constexpr):
+    """The largest among the lanes of a cell."""
+    tile = tl.reshape(x, (PARTS, x.numel // PARTS))
+    return tl.reshape(tl.broadcast_to(tl.max(tile, 0, keep_dims=True), tile.shape), (x.numel,))
+
+
+@triton.jit
+def _range(pointers, corners, ACC: tl.constexpr):
+    """The least and the largest corner of a tile of classes and lanes, NaN where one is."""
+    a = _tile(pointers, corners[0], ACC)
+    b = _tile(pointers, corners[1], ACC)
+    c = _tile(pointers, corners[2], ACC)
+    d = _tile(pointers, corners[3], ACC)
+    return least_of(a, b, c, d), larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d))
+
+
+@triton.jit
+def _tile(pointers, corner, ACC: tl.constexpr):
+    at = pointers + corner[0][None, :]
+    mask = tl.broadcast_to(corner[1][None, :], at.shape)
+    return tl.reshape(tl.load(in_line(at), in_line(mask), other=0), at.shape).to(ACC)
+
+
+@triton.jit
+def _plain(low, high, low_weight, high_weight):
+    return tl.fma(high, high_weight, low * low_weight)

@@ -28,18 +28,15 @@ import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
-    ABREAST,
     LANES,
     add_to_map,
-    at_corners,
     cell_of_lane,
     combine,
     corners_of,
     in_line,
     larger_or_nan,
     least_of,
-    load_at,
-    load_corners,
+    most_of,
     outputs_of,
     place_in_maps,
 )
@@ -65,6 +62,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # How far apart a class's corners may lie. The class with the largest one then has no logit further below it, so that no
 # sum is too small, and no progression leaves the range of float32 (_steps).
 REACH = tl.constexpr(20.0)
+HEADROOM = tl.constexpr(4.0)  # how far above the shift logits may lie
+SUMS_AHEAD, GRADIENT_AHEAD = tl.constexpr(4), tl.constexpr(1)
 
 
 def upsample_softmax_loss(
@@ -97,7 +96,7 @@ def upsample_softmax_loss(
 
     # As few as nothing has to be spilled with.
     plain = weight is None and pixel_weight is None and not label_smoothing
-    registers = (144 if constants["ZERO"] else 136) if plain else 192
+    registers = (144 if constants["ZERO"] else 128) if plain else 192
     with torch.cuda.device_of(logits):
         total = None
         if reduction == MEAN:
@@ -146,28 +145,8 @@ def _cells(
 ):  # fmt: skip
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     cell = cell_of_lane(y, x, cells, LANES, ZERO)
-    corners = corners_of(cell, y, x, classes, ZERO, WIDE)
+    corners = _corners(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
-    bound = tl.full((LANES,), -float("inf"), ACC)
-    lowest = tl.full((LANES,), float("inf"), ACC)
-    spread = tl.zeros((LANES,), ACC)
-    pointer = logits
-    for _ in tl.range(classes, loop_unroll_factor=ABREAST):
-        a, b, c, d = load_corners(pointer, corners, ACC)
-        most = larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d))
-        least = least_of(a, b, c, d)
-        bound = tl.maximum(bound, most)
-        spread = larger_or_nan(spread, most - least)
-        if SMOOTHING > 0:
-            lowest = tl.minimum(lowest, least)
-        pointer += plane
-    down = _steps(cell[1], tl.program_id(1), y, KY, ZERO, INDEX, ACC)
-    along = _steps(cell[2], tl.program_id(2), x, KX, ZERO, INDEX, ACC)
-    gentle = (spread <= REACH) & down[2] & along[2]
-    if SMOOTHING > 0:
-        gentle &= bound - lowest <= 1e30  # or their weighted sum could be infinite
-    gentle = tl.min(gentle.to(tl.int32), 0) != 0
-
     if total is not None:
         scale = mean_scale(tl.sum(tl.load(total + tl.arange(0, WEIGHERS)), 0).to(ACC))
     else:
@@ -178,29 +157,80 @@ def _cells(
     )  # fmt: skip
     label, own, even = outputs[0]
     # Weights that are not finite, and bad labels, need each output by itself too.
-    sound = in_line((own + even) * 0 == 0) & in_line(label != BAD)
+    sound = tl.min((in_line((own + even) * 0 == 0) & in_line(label != BAD)).to(tl.int32), 0)
     if tl.max(in_line(label != IGNORED).to(tl.int32), 0) == 0:
-        value = _nothing(loss, maps, outputs[2], classes, LANES, WIDE, ACC)
-    elif gentle & (tl.min(sound.to(tl.int32), 0) != 0):
-        value = _gentle(
-            logits, class_weight, pixel_weight, weight_sum, loss, maps, bound, corners, plane, outputs, down, along,
-            scale, classes, SMOOTHING, WIDE, ACC,
-        )  # fmt: skip
+        value = _nothing(loss, maps, outputs[1], classes, LANES, WIDE, ACC)
     else:
-        # A row at a time, so as not to take registers from the others.
-        value = tl.zeros((), ACC)
-        for row in range(KY):
-            of_row = _outputs(
-                target, class_weight, pixel_weight, scale, y, x, cell, tl.program_id(1) * KY + row, classes,
-                ignore_index, SMOOTHING, 1, KX, WIDE, ZERO, INDEX, ACC,
+        down = _steps(cell[1], tl.program_id(1), y, KY, ZERO, INDEX, ACC)
+        along = _steps(cell[2], tl.program_id(2), x, KX, ZERO, INDEX, ACC)
+        taps = None
+        if loss is not None:  # or else only afterwards, rather than in registers all the while
+            taps = _taps(y, x, cell, tl.program_id(1), KY, KX, ZERO, INDEX, ACC)
+        sums = _sums(logits, class_weight, corners, plane, label, taps, down, along, classes, SMOOTHING, ACC)
+        if (tl.min(sums[4].to(tl.int32), 0) & sound) != 0:
+            taps = _taps(y, x, cell, tl.program_id(1), KY, KX, ZERO, INDEX, ACC)
+            value = _gentle(
+                logits, class_weight, pixel_weight, weight_sum, loss, maps, sums, corners, plane, outputs, taps, down,
+                along, scale, classes, SMOOTHING, WIDE, ACC,
             )  # fmt: skip
-            value += _steep(
-                logits, class_weight, weight_sum, loss, maps, corners, plane, of_row, row, scale, classes,
-                SMOOTHING, WIDE, ACC,
-            )  # fmt: skip
+        else:
+            # A row at a time, so as not to take registers from the others.
+            value = tl.zeros((), ACC)
+            for row in range(KY):
+                of_row = _outputs(
+                    target, class_weight, pixel_weight, scale, y, x, cell, tl.program_id(1) * KY + row, classes,
+                    ignore_index, SMOOTHING, 1, KX, WIDE, ZERO, INDEX, ACC,
+                )  # fmt: skip
+                row_taps = _taps(y, x, cell, tl.program_id(1) * KY + row, 1, KX, ZERO, INDEX, ACC)
+                value += _steep(
+                    logits, class_weight, weight_sum, loss, maps, corners, plane, of_row, row_taps, row, scale, classes,
+                    SMOOTHING, WIDE, ACC,
+                )  # fmt: skip
     if loss is None:
         program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
         tl.store(found + program, value)
+
+
+@triton.jit
+def _corners(cell, y, x, classes, ZERO: tl.constexpr, WIDE: tl.constexpr):
+    """As corners_of; without a zero border nothing is masked, and lanes that have no cell read pixel 0."""
+    a, b, c, d = corners_of(cell, y, x, classes, ZERO, WIDE)
+    used = cell[3]
+    at = tl.where(used, a[0], 0), tl.where(used & (b[0] != a[0]), 1, 0), tl.where(used & (c[0] != a[0]), x[0], 0)
+    return at + (a[1], b[1], c[1], d[1]) if ZERO else at
+
+
+@triton.jit
+def _first(logits, plane, corners, classes, AHEAD: tl.constexpr):
+    """The corners of the first AHEAD classes, on their way, and where those of the next one are. Past the last class
+    comes that class again."""
+    ahead = (_read(logits, corners),)
+    for k in tl.static_range(1, AHEAD):
+        logits += tl.where(k < classes, plane, 0)
+        ahead = ahead + (_read(logits, corners),)
+    return ahead, logits + tl.where(AHEAD < classes, plane, 0)
+
+
+@triton.jit
+def _read(logits, corners):
+    """A class's corners as they are stored: to convert them is to wait for them."""
+    a = logits + corners[0]
+    c = a + corners[2]
+    b, d = a + corners[1], c + corners[1]
+    if len(corners) == 3:
+        return tl.load(a), tl.load(b), tl.load(c), tl.load(d)
+    else:
+        return (
+            tl.load(a, corners[3], other=0),
+            tl.load(b, corners[4], other=0),
+            tl.load(c, corners[5], other=0),
+            tl.load(d, corners[6], other=0),
+        )
+
+
+@triton.jit
+def _as(corners, ACC: tl.constexpr):
+    return corners[0].to(ACC), corners[1].to(ACC), corners[2].to(ACC), corners[3].to(ACC)
 
 
 @triton.jit
@@ -209,10 +239,10 @@ def _outputs(
     SMOOTHING: tl.constexpr, KY: tl.constexpr, KX: tl.constexpr, WIDE: tl.constexpr, ZERO: tl.constexpr,
     INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """Of KY x KX outputs of each lane's cell: labels and how much they count, the taps' weights, and where they lie."""
+    """Of KY x KX outputs of each lane's cell: labels and how much they count, and where they lie."""
     n, i, j, used = cell
     dst_y, known_y = outputs_of(i, part, y, 0, KY, ZERO, INDEX)
-    dst_x, known_x = outputs_of(j, tl.program_id(2), x, 1, KX, ZERO, INDEX)
+    dst_x, known_x = outputs_of(j, tl.program_id(2), x, 1, KX, ZERO, INDEX, True)
     known = in_line(known_y & known_x & used[None, None, :])
     at = (n[None, None, :].to(WIDE) * y[1] + dst_y) * x[1] + dst_x
     shape: tl.constexpr = at.shape
@@ -222,9 +252,20 @@ def _outputs(
     pixel = tl.where(label >= 0, pixel * scale, 0)
     own = tl.reshape(pixel * hard * (1 - SMOOTHING), shape)
     even = tl.reshape(pixel * (SMOOTHING / tl.cast(classes, ACC)), shape)
+    return (tl.reshape(label, shape), own, even), (at, known)
+
+
+@triton.jit
+def _taps(
+    y, x, cell, part, KY: tl.constexpr, KX: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr
+):
+    """What the taps of those outputs weigh: upper and lower (KY, 1, LANES), left and right (1, KX, LANES)."""
+    _, i, j, _ = cell
+    dst_y, _ = outputs_of(i, part, y, 0, KY, ZERO, INDEX)
+    dst_x, _ = outputs_of(j, tl.program_id(2), x, 1, KX, ZERO, INDEX, True)
     upper, lower = weights(dst_y, i[None, None, :], y, ZERO, INDEX, ACC)
     left, right = weights(dst_x, j[None, None, :], x, ZERO, INDEX, ACC)
-    return (tl.reshape(label, shape), own, even), (upper, lower, left, right), (at, known)
+    return upper, lower, left, right
 
 
 @triton.jit
@@ -246,24 +287,47 @@ def _steps(cell, part, axis, K: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.cons
 
 
 @triton.jit
-def _terms(corners, bound, down, along, KY: tl.constexpr, KX: tl.constexpr):
-    """exp(logit - bound) of a lane's outputs, (KY, KX, LANES): along both axes a geometric progression."""
+def _terms(corners, shift, down, along, KY: tl.constexpr, KX: tl.constexpr):
+    """exp(logit - shift) of a lane's outputs, (KY, KX, LANES): along both axes a geometric progression."""
+    first, ratio = _rows(corners, shift, down, along, KY)
+    return _powers(first, ratio, 1, KX)
+
+
+@triton.jit
+def _to_sides(corners, shift, down, along, share_left, share_right):
+    """What a row's exp(logit - shift) give its two sides, (KY, LANES): polynomials of the row's ratio."""
+    first, ratio = _rows(corners, shift, down, along, share_left.shape[0])
+    ratio = tl.broadcast_to(ratio, share_left.shape)
+    to_left, to_right, _ = tl.reduce((share_left, share_right, ratio), 1, _polynomials)
+    first = tl.sum(first, 1)
+    return first * to_left, first * to_right
+
+
+@triton.jit
+def _polynomials(left, right, power, next_left, next_right, next_power):
+    """Two polynomials with the coefficients of both, highest first, and the power that those after them are below."""
+    return tl.fma(left, next_power, next_left), tl.fma(right, next_power, next_right), power * next_power
+
+
+@triton.jit
+def _rows(corners, shift, down, along, KY: tl.constexpr):
+    """Of each row's geometric progression the first term, the leftmost output's, and the ratio, (KY, 1, LANES)."""
     a, b, c, d = corners
     rise = b - a
     twist = d - c - rise
     fall = tl.fma(along[0], twist, c - a)
-    first = tl.fma(along[0] * LOG2_E, rise, (a - bound) * LOG2_E)
+    first = tl.fma(along[0] * LOG2_E, rise, (a - shift) * LOG2_E)
     terms = tl.exp2(tl.fma(down[0] * LOG2_E, fall, first))[None, None, :]
     ratio = tl.exp2(along[1] * LOG2_E * tl.fma(down[0], twist, rise))[None, None, :]
     terms = _powers(terms, tl.exp2(down[1] * LOG2_E * fall)[None, None, :], 0, KY)
-    ratio = _powers(ratio, tl.exp2(down[1] * along[1] * LOG2_E * twist)[None, None, :], 0, KY)
-    return _powers(terms, ratio, 1, KX)
+    return terms, _powers(ratio, tl.exp2(down[1] * along[1] * LOG2_E * twist)[None, None, :], 0, KY)
 
 
 @triton.jit
 def _powers(first, ratio, AXIS: tl.constexpr, K: tl.constexpr):
-    """first * ratio**k along an axis, for k up to K - 1, at most 3."""
-    k = tl.expand_dims(tl.expand_dims(tl.arange(0, K), 1 - AXIS), 2)  # lanes lie along axis 2: a constant a register
+    """first * ratio**k along an axis, for k up to K - 1, at most 3; along a row the last one first."""
+    k = tl.arange(0, K) if AXIS == 0 else K - 1 - tl.arange(0, K)
+    k = tl.expand_dims(tl.expand_dims(k, 1 - AXIS), 2)  # lanes lie along axis 2: a constant a register
     if K > 1:
         first *= tl.where(k % 2 == 1, ratio, 1)
     if K > 2:
@@ -287,93 +351,156 @@ def _nothing(loss, maps, place, classes, LANES: tl.constexpr, WIDE: tl.constexpr
 
 
 @triton.jit
+def _sums(
+    logits, class_weight, corners, plane, label, taps, down, along, classes, SMOOTHING: tl.constexpr, ACC: tl.constexpr
+):
+    """Of a lane's cell a number near its largest logit, the shift; of each output the sum of exp(logit - shift) and the
+    logit of its label; the sum of the classes' corners less the shift; and whether all this holds: the cell is gentle.
+    """
+    KY: tl.constexpr = label.shape[0]
+    KX: tl.constexpr = label.shape[1]
+    present = _present(label)
+    ahead, pointer = _first(logits, plane, corners, classes, SUMS_AHEAD)
+    a, b, c, d = _as(ahead[0], ACC)
+    shift = most_of(a, b, c, d)
+    lowest = shift
+    spread = tl.where(down[2] & along[2], 0, tl.full(shift.shape, float("inf"), ACC))
+    sums, at_label = tl.zeros(label.shape, ACC), tl.zeros(label.shape, ACC)
+    smooth = shift * 0, shift * 0, shift * 0, shift * 0
+    so_far = tl.zeros((), ACC)
+    for k in tl.range(classes, loop_unroll_factor=SUMS_AHEAD):
+        a, b, c, d = _as(ahead[0], ACC)
+        ahead = ahead[1:] + (_read(pointer, corners),)
+        pointer += tl.where(k + (SUMS_AHEAD + 1) < classes, plane, 0)
+        most, least = larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d)), least_of(a, b, c, d)
+        spread = larger_or_nan(spread, most - least)
+        if tl.max((most > shift + HEADROOM).to(tl.int32), 0) != 0:
+            higher = tl.maximum(shift, most)
+            sums *= tl.exp2((shift - higher) * LOG2_E)[None, None, :]
+            if SMOOTHING > 0:
+                raised = (shift - higher) * so_far
+                smooth = smooth[0] + raised, smooth[1] + raised, smooth[2] + raised, smooth[3] + raised
+            shift = higher
+        sums += _terms((a, b, c, d), shift, down, along, KY, KX)
+        if taps is not None:
+            if (present >> (k & 63)) & 1 != 0:
+                at_label = tl.where(label == k, _between((a, b, c, d), taps), at_label)
+        if SMOOTHING > 0:
+            lowest = tl.minimum(lowest, least)
+            weight = 1.0 if class_weight is None else tl.load(class_weight + k)
+            smooth = _add4(smooth, (a - shift, b - shift, c - shift, d - shift), weight)
+            so_far += weight
+    gentle = spread <= REACH
+    if SMOOTHING > 0:
+        gentle &= shift - lowest <= 1e30  # or their weighted sum could be infinite
+    return shift, sums, at_label, smooth, gentle
+
+
+@triton.jit
 def _gentle(
-    logits, class_weight, pixel_weight, weight_sum, loss, maps, bound, corners, plane, outputs, down, along,
+    logits, class_weight, pixel_weight, weight_sum, loss, maps, sums, corners, plane, outputs, taps, down, along,
     scale, classes, SMOOTHING: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """The outputs' gradient to the partial maps, where exponentials are a geometric progression inside each cell.
 
     Returns the sum of the losses.
     """
-    pixels, tap_weights, place = outputs
+    pixels, place = outputs
     label, own, even = pixels
-    KY: tl.constexpr = label.shape[0]
-    KX: tl.constexpr = label.shape[1]
+    shift, sums, at_label, smooth, _ = sums
     present = _present(label)
-    sums, at_label = tl.zeros(label.shape, ACC), tl.zeros(label.shape, ACC)
-    smooth = bound * 0, bound * 0, bound * 0, bound * 0
-    at = at_corners(logits, corners)
-    for k in range(classes):
-        a, b, c, d = load_at(at, corners, ACC)
-        sums += _terms((a, b, c, d), bound, down, along, KY, KX)
-        below = a - bound, b - bound, c - bound, d - bound
-        if (present >> (k & 63)) & 1 != 0:
-            at_label = tl.where(label == k, _between(below, tap_weights), at_label)
-        if SMOOTHING > 0:
-            smooth = _add4(smooth, below, 1.0 if class_weight is None else tl.load(class_weight + k))
-        at = at[0] + plane, at[1] + plane, at[2] + plane, at[3] + plane
-
     if class_weight is None and pixel_weight is None:  # again, rather than in registers all the while
         own = tl.where(label >= 0, scale * (1 - SMOOTHING), 0)
     log_sum = tl.log(sums)
-    value = own * (log_sum - at_label)
+    value = own * log_sum
+    if loss is not None:
+        value = own * (log_sum + (shift[None, None, :] - at_label))
     whole = own
     if SMOOTHING > 0:
         all_weights = tl.cast(classes, ACC) if weight_sum is None else tl.load(weight_sum)
-        value += even * (all_weights * log_sum - _between(smooth, tap_weights))
+        value += even * (all_weights * log_sum - _between(smooth, taps))
         whole += even * all_weights
     # Nothing but weightless pixels: 0, whatever 0 * inf would have been.
     value = tl.where(label >= 0, tl.where(scale == 0, 0, value), 0)
     if loss is not None:
         tl.store(loss + place[0], in_line(value), place[1])
+        return tl.zeros((), ACC)
+    else:
+        value = tl.sum(tl.sum(value, 0), 0)
+        upper, lower, left, right = taps
+        if maps is None:
+            for k in range(classes):
+                if (present >> (k & 63)) & 1 != 0:
+                    now = _as(_read(logits + k * plane, corners), ACC)
+                    to_left, to_right = _of_label(label, k, own, scale, class_weight, pixel_weight, taps, SMOOTHING)
+                    value -= _logits_of(now, shift, to_left, to_right, taps)
+        else:
+            share = tl.where(whole == 0, 0, whole / sums)
+            share_left, share_right = share * left, share * right
+            evenly = _to_corners(even, taps, False)
+            out, line, to_lower = place_in_maps(maps, classes, shift.numel, WIDE)
+            ahead, pointer = _first(logits, plane, corners, classes, GRADIENT_AHEAD)
+            for k in tl.range(classes, loop_unroll_factor=GRADIENT_AHEAD):
+                now = _as(ahead[0], ACC)
+                ahead = ahead[1:] + (_read(pointer, corners),)
+                pointer += tl.where(k + (GRADIENT_AHEAD + 1) < classes, plane, 0)
+                to_left, to_right = _to_sides(now, shift, down, along, share_left, share_right)
+                if (present >> (k & 63)) & 1 != 0:
+                    minus_left, minus_right = _of_label(
+                        label, k, own, scale, class_weight, pixel_weight, taps, SMOOTHING
+                    )
+                    to_left -= minus_left
+                    to_right -= minus_right
+                    value -= _logits_of(now, shift, minus_left, minus_right, taps)
+                gradient = _to_rows(to_left, to_right, upper, lower, False)
+                if SMOOTHING > 0:
+                    gradient = _add4(gradient, evenly, -1.0 if class_weight is None else -tl.load(class_weight + k))
+                add_to_map(out, gradient[0], gradient[1], 0, False)
+                add_to_map(out + to_lower, gradient[2], gradient[3], 0, False)
+                out += line
+        return tl.sum(value, 0)
 
-    if maps is not None:
-        upper, lower, left, right = tap_weights
-        share = tl.where(whole == 0, 0, whole / sums)
-        share_left, share_right = share * left, share * right
-        evenly = _to_corners(even, tap_weights, False)
-        out, line, to_lower = place_in_maps(maps, classes, bound.numel, WIDE)
-        at = at_corners(logits, corners)
-        for k in range(classes):
-            terms = _terms(load_at(at, corners, ACC), bound, down, along, KY, KX)
-            to_left, to_right = tl.sum(terms * share_left, 1), tl.sum(terms * share_right, 1)
-            if (present >> (k & 63)) & 1 != 0:
-                g = own
-                if pixel_weight is None:  # the same for all that have this label, and no register each
-                    g = scale * (1 - SMOOTHING)
-                    g *= 1.0 if class_weight is None else tl.load(class_weight + k)
-                g = tl.where(label == k, g, 0)
-                to_left -= tl.sum(g * left, 1)
-                to_right -= tl.sum(g * right, 1)
-            gradient = _to_rows(to_left, to_right, upper, lower, False)
-            if SMOOTHING > 0:
-                gradient = _add4(gradient, evenly, -1.0 if class_weight is None else -tl.load(class_weight + k))
-            add_to_map(out, gradient[0], gradient[1], 0, False)
-            add_to_map(out + to_lower, gradient[2], gradient[3], 0, False)
-            at = at[0] + plane, at[1] + plane, at[2] + plane, at[3] + plane
-            out += line
-    return tl.sum(in_line(value), 0)
+
+@triton.jit
+def _of_label(label, k, own, scale, class_weight, pixel_weight, taps, SMOOTHING: tl.constexpr):
+    """What the outputs of label k weigh at their rows' two sides, (KY, LANES)."""
+    g = own
+    if pixel_weight is None:  # the same for all that have this label, and no register each
+        g = scale * (1 - SMOOTHING)
+        g *= 1.0 if class_weight is None else tl.load(class_weight + k)
+    g = tl.where(label == k, g, 0)
+    return tl.sum(g * taps[2], 1), tl.sum(g * taps[3], 1)
+
+
+@triton.jit
+def _logits_of(corners, shift, to_left, to_right, taps):
+    """The sum of a lane's logits less the shift, weighed at their rows' two sides."""
+    a, b, c, d = corners
+    lower = tl.sum(taps[1], 1)
+    left = tl.fma((c - a)[None, :], lower, (a - shift)[None, :])
+    right = tl.fma((d - b)[None, :], lower, (b - shift)[None, :])
+    return tl.sum(tl.fma(left, to_left, right * to_right), 0)
 
 
 @triton.jit
 def _steep(
-    logits, class_weight, weight_sum, loss, maps, corners, plane, outputs, row, scale, classes,
+    logits, class_weight, weight_sum, loss, maps, corners, plane, outputs, taps, row, scale, classes,
     SMOOTHING: tl.constexpr, WIDE: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """As _gentle, for any corners and labels; the gradient is added to what is there if row > 0."""
-    pixels, tap_weights, place = outputs
+    pixels, place = outputs
     label, own, even = pixels
     zeros = tl.zeros(label.shape, ACC)
     shift = zeros - float("inf")
     pointer = logits
     for _ in range(classes):
-        shift = tl.maximum(shift, _logit(load_corners(pointer, corners, ACC), tap_weights))
+        shift = tl.maximum(shift, _logit(_as(_read(pointer, corners), ACC), taps))
         pointer += plane
 
     sums, smooth, at_label = zeros, zeros, zeros
     pointer = logits
     for k in range(classes):
-        x = _logit(load_corners(pointer, corners, ACC), tap_weights) - shift
+        x = _logit(_as(_read(pointer, corners), ACC), taps) - shift
         at_label = tl.where(label == k, x, at_label)
         sums += tl.exp2(x * LOG2_E)
         if SMOOTHING > 0:
@@ -397,12 +524,12 @@ def _steep(
         out, line, to_lower = place_in_maps(maps, classes, label.shape[2], WIDE)
         pointer = logits
         for k in range(classes):
-            x = _logit(load_corners(pointer, corners, ACC), tap_weights) - shift
+            x = _logit(_as(_read(pointer, corners), ACC), taps) - shift
             g = tl.exp2(x * LOG2_E) * share - tl.where(label == k, own, 0)
             if SMOOTHING > 0:
                 g -= even if class_weight is None else even * tl.load(class_weight + k)
             g = tl.where(share == 0, 0, g)  # an ignored pixel has none, whatever its logits
-            gradient = _to_corners(g, tap_weights, True)
+            gradient = _to_corners(g, taps, True)
             add_to_map(out, gradient[0], gradient[1], row, True)
             add_to_map(out + to_lower, gradient[2], gradient[3], row, True)
             pointer += plane
@@ -411,27 +538,27 @@ def _steep(
 
 
 @triton.jit
-def _logit(corners, tap_weights):
+def _logit(corners, taps):
     """The logits of a lane's outputs, (KY, KX, LANES), in the arithmetic of all upsampled values."""
     a, b, c, d = corners
-    left = blend(a[None, None, :], c[None, None, :], tap_weights[0], tap_weights[1])
-    right = blend(b[None, None, :], d[None, None, :], tap_weights[0], tap_weights[1])
-    return blend(left, right, tap_weights[2], tap_weights[3])
+    left = blend(a[None, None, :], c[None, None, :], taps[0], taps[1])
+    right = blend(b[None, None, :], d[None, None, :], taps[0], taps[1])
+    return blend(left, right, taps[2], taps[3])
 
 
 @triton.jit
-def _between(corners, tap_weights):
+def _between(corners, taps):
     """What lies at a lane's outputs, (KY, KX, LANES), between finite corners."""
     a, b, c, d = corners
-    left = tl.fma((c - a)[None, None, :], tap_weights[1], a[None, None, :])
-    right = tl.fma((d - b)[None, None, :], tap_weights[1], b[None, None, :])
-    return tl.fma(right - left, tap_weights[3], left)
+    left = tl.fma((c - a)[None, None, :], taps[1], a[None, None, :])
+    right = tl.fma((d - b)[None, None, :], taps[1], b[None, None, :])
+    return tl.fma(right - left, taps[3], left)
 
 
 @triton.jit
-def _to_corners(g, tap_weights, STEEP: tl.constexpr):
+def _to_corners(g, taps, STEEP: tl.constexpr):
     """What the four corners get of something that each output has."""
-    upper, lower, left, right = tap_weights
+    upper, lower, left, right = taps
     to_left, to_right = tl.sum(_weighted(g, left, STEEP), 1), tl.sum(_weighted(g, right, STEEP), 1)
     return _to_rows(to_left, to_right, upper, lower, STEEP)
 

@@ -25,15 +25,6 @@ torch.backends.cudnn.allow_tf32 = False  # or a GPU's convolutions agree to thre
 
 SEED = int(os.environ.get("FCN_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
 ALLOW_REFERENCE = os.environ.get("FCN_FAST_ALLOW_REFERENCE") == "1"
-OPERATORS = (
-    "bilinear_upsample",
-    "bilinear_upsample_backward",
-    "skip_fuse",
-    "softmax_loss",
-    "softmax_loss_backward",
-    "upsample_softmax_loss",
-    "upsample_argmax",
-)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # without a compiled module the package warns, and pytest_configure refuses
@@ -105,11 +96,11 @@ def implementation(request, device):
         return
     library = torch.library.Library("fcn_fast", "IMPL")  # noqa: TOR901, taken back below
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is a kernel already is the point
-        for name in OPERATORS:
-            library.impl(name, getattr(fcn_fast.reference, name), device.upper())
+        warnings.simplefilter("ignore")  # that there is a kernel already, from C++ or from Python, is the point
+        for name in fcn_fast.kernels.OPERATORS:
+            library.impl(name, getattr(fcn_fast.reference, name), device.upper(), allow_override=True)
     yield request.param
-    library._destroy()
+    library._destroy()  # the dispatcher has kept the kernels from before
 
 
 @pytest.fixture

@@ -104,13 +104,18 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_rows(const __gri
   add_block<kThreads>(forward_row<T, SMOOTH>(w, rows, block, threadIdx.x), blocks + blockIdx.x);
 }
 
+// And takes the gradient in their place from there.
+template <class T> __device__ void put(const Work<arithmetic_t<T>>& w, const Rows& block, const T* rows) {
+  copy_rows<T>(rows, static_cast<T*>(w.grad) + block.first * w.classes, block.pixels * w.classes, threadIdx.x, blockDim.x,
+               [](const T* from, T* to) { Pack<T, 16 / sizeof(T)>::load(from).store(to); });
+}
+
 template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_rows(const __grid_constant__ Work<arithmetic_t<T>> w) {
   const Rows block(blockIdx.x, blockDim.x, w.pixels);
   T* rows = fetch<T>(w, block);
   backward_row<T>(w, rows, block, threadIdx.x, class_sum(w));
   __syncthreads();
-  copy_rows<T>(rows, static_cast<T*>(w.grad) + block.first * w.classes, block.pixels * w.classes, threadIdx.x, blockDim.x,
-               [](const T* from, T* to) { Pack<T, 16 / sizeof(T)>::load(from).store(to); });
+  put(w, block, rows);
 }
 
 template <class T, bool SMOOTH>
@@ -133,6 +138,87 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_lanes(const __gr
 
 template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_lanes(const __grid_constant__ Work<arithmetic_t<T>> w) {
   backward_lane<T>(w, (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp, threadIdx.x % kWarp, class_sum(w));
+}
+
+// The weights of all labels, before a mean is made of them.
+template <class A> __global__ void __launch_bounds__(kThreads) weigh(const __grid_constant__ Work<A> w, Sums<double>* blocks) {
+  Sums<A> sums;
+  const int64_t pixels = w.images * w.pixels;
+#pragma unroll 4
+  for (int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x; at < pixels; at += int64_t(gridDim.x) * kThreads) {
+    const int32_t label = w.label(at);
+    if (label >= 0) sums.weight += w.weight_of(label) * w.weight_at(at);
+  }
+  add_block<kThreads>(sums, blocks + blockIdx.x);
+}
+
+// Forward and gradient of tiles, each of which is read once.
+template <class T, int V, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    tile_planes(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t tiles, int64_t all, Sums<double>* blocks) {
+  using A = arithmetic_t<T>;
+  extern __shared__ uint4 shared[];
+  T* tile = reinterpret_cast<T*>(shared);
+  const int32_t row = blockDim.x * V, mine = threadIdx.x * V;
+  const A sum_of_weights = class_sum(w);
+  Sums<A> sums;
+  for (int64_t t = blockIdx.x; t < all; t += gridDim.x) {
+    const int64_t image = t / tiles, first = t % tiles * row, at = image * w.pixels + first + mine;
+    const int64_t begin = image * w.classes * w.pixels + first;
+    const int32_t pixels = w.pixels - first < row ? int32_t(w.pixels - first) : row;
+    copy_planes(static_cast<const T*>(w.logits) + begin, w.pixels, tile, row, w.classes, pixels, threadIdx.x, blockDim.x,
+                [](const T* from, T* to) { __pipeline_memcpy_async(to, from, 16); });
+    __pipeline_commit();
+    int32_t label[V];
+    if (mine < pixels) read_labels(w, at, label);
+    __pipeline_wait_prior(0);
+    __syncthreads();
+    if (mine < pixels)
+      sums.add(forward_and_gradient<SMOOTH, kAbreast<V>>(w, tile + mine, row, static_cast<T*>(w.grad) + begin + mine, w.pixels,
+                                                         {0, 1, w.classes}, at, label, sum_of_weights));
+    __syncthreads();
+  }
+  add_block<kThreads>(sums, blocks + blockIdx.x);
+}
+
+template <class T, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+    tile_rows(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t all, Sums<double>* blocks) {
+  using A = arithmetic_t<T>;
+  const A sum_of_weights = class_sum(w);
+  Sums<A> sums;
+  for (int64_t t = blockIdx.x; t < all; t += gridDim.x) {
+    const Rows block(t, blockDim.x, w.pixels);
+    const int64_t pixel = block.first + threadIdx.x;
+    T* rows = fetch<T>(w, block);
+    if (int32_t(threadIdx.x) < block.pixels) {
+      int32_t label[1];
+      read_labels(w, pixel, label);
+      T* x = rows + threadIdx.x * w.classes;
+      sums.add(forward_and_gradient<SMOOTH, kTogether>(w, x, 1, x, 1, row_order(w, pixel), pixel, label, sum_of_weights));
+    }
+    __syncthreads();
+    put(w, block, rows);
+    __syncthreads();
+  }
+  add_block<kThreads>(sums, blocks + blockIdx.x);
+}
+
+// gradient *= factor, in place. What a loss is differentiated by is nearly always 1.
+template <class T> __global__ void __launch_bounds__(kThreads) scale(T* gradient, int64_t count, const arithmetic_t<T>* factor) {
+  using A = arithmetic_t<T>;
+  const A by = *factor;
+  if (by == 1) return;
+  constexpr int kPack = 16 / sizeof(T);
+  const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x, threads = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = thread * kPack; i + kPack <= count; i += threads * kPack) {
+    auto pack = Pack<T, kPack>::load(gradient + i);
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) pack.at[k] = Storage<T>::write(Storage<T>::read(pack.at[k]) * by);
+    pack.store(gradient + i);
+  }
+  const int64_t rest = count / kPack * kPack + thread;
+  if (rest < count) gradient[rest] = Storage<T>::write(Storage<T>::read(gradient[rest]) * by);
 }
 
 // One block adds the blocks' sums.
@@ -161,7 +247,8 @@ template <class F> void dispatch(Type type, const F& f) {
   }
 }
 
-template <class A> Work<A> work_of(const Map& logits, const Targets& targets, const Plan& plan) {
+// plan: a Plan or Tiles.
+template <class A, class P> Work<A> work_of(const Map& logits, const Targets& targets, const P& plan) {
   Work<A> w{};
   w.logits = logits.data;
   w.images = plan.images;
@@ -210,6 +297,27 @@ template <class T> void backward(const Work<arithmetic_t<T>>& w, const Plan& pla
   else backward_planes<T, 1><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
 }
 
+// Shared memory that a block of the current device can ask for.
+int64_t most_shared() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
+template <class T, bool SMOOTH> void make_gradient(const Work<arithmetic_t<T>>& w, const Tiles& plan, Sums<double>* sums, cudaStream_t stream) {
+  constexpr int V = sizeof(T) == 2 ? 2 : 1;
+  const auto launch = [&](auto kernel, auto... more) {
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared);
+    kernel<<<plan.blocks, plan.threads, plan.shared, stream>>>(w, more..., plan.all, sums);
+  };
+  if (plan.share == Share::kRows) launch(tile_rows<T, SMOOTH>);
+  else if (plan.pack > 1) launch(tile_planes<T, V, SMOOTH>, plan.tiles);
+  else launch(tile_planes<T, 1, SMOOTH>, plan.tiles);
+}
+
+constexpr int kWeighing = 2 * 132, kScaling = 8 * 132;  // blocks
+
 }  // namespace
 
 int64_t softmax_loss_scratch(const Map& logits) { return Plan(logits).blocks * int64_t(sizeof(Sums<double>)); }
@@ -251,6 +359,59 @@ const char* softmax_loss_backward(const void* grad_output, const Map& logits, co
     w.total_weight = static_cast<const A*>(total_weight);
     w.inverse_divisor = A(inverse_divisor(logits, targets.reduction));
     backward<T>(w, plan, stream);
+  });
+  return last_error();
+}
+
+int64_t softmax_loss_and_gradient_scratch(const Map& logits) {
+  const Tiles plan(logits, most_shared());
+  if (plan.fit) return (plan.blocks > kWeighing ? plan.blocks : kWeighing) * int64_t(sizeof(Sums<double>));
+  const int64_t normaliser = 2 * logits.n * logits.h * logits.w * (logits.type == Type::f64 ? 8 : 4);
+  return softmax_loss_scratch(logits) + normaliser;
+}
+
+const char* softmax_loss_and_gradient(const Map& logits, const Targets& targets, void* loss, const Map& grad, void* total_weight,
+                                      int64_t* first_bad, void* scratch, void* on_stream) {
+  const auto stream = static_cast<cudaStream_t>(on_stream);
+  const Tiles plan(logits, most_shared());
+  if (!plan.fit) {
+    char* normaliser = static_cast<char*>(scratch) + softmax_loss_scratch(logits);
+    const char* error = softmax_loss(logits, targets, loss, normaliser, total_weight, first_bad, scratch, stream);
+    return error ? error : softmax_loss_backward(nullptr, logits, targets, normaliser, total_weight, grad, stream);
+  }
+  Sums<double>* sums = static_cast<Sums<double>*>(scratch);
+  dispatch(logits.type, [&](auto t) {
+    using T = decltype(t);
+    using A = arithmetic_t<T>;
+    Work<A> w = work_of<A>(logits, targets, plan);
+    w.grad = grad.data;
+    w.total_weight = static_cast<const A*>(total_weight);
+    w.inverse_divisor = A(inverse_divisor(logits, targets.reduction));
+    const auto add = [&](int64_t count, A* result) {
+      add_blocks<A><<<1, 1024, 0, stream>>>(sums, count, result, static_cast<A*>(total_weight), first_bad, w.mean,
+                                            inverse_divisor(logits, targets.reduction));
+    };
+    if (plan.blocks && w.mean) {
+      weigh<A><<<kWeighing, kThreads, 0, stream>>>(w, sums);
+      add(kWeighing, nullptr);
+    }
+    if (plan.blocks) {
+      if (w.even != 0) make_gradient<T, true>(w, plan, sums, stream);
+      else make_gradient<T, false>(w, plan, sums, stream);
+    }
+    add(plan.blocks, static_cast<A*>(loss));
+  });
+  return last_error();
+}
+
+const char* scale_gradient(void* gradient, int64_t count, Type type, const void* factor, void* on_stream) {
+  const auto stream = static_cast<cudaStream_t>(on_stream);
+  if (!count) return nullptr;
+  const int64_t most = (count + kThreads - 1) / kThreads;
+  const int blocks = int(most < kScaling ? most : kScaling);
+  dispatch(type, [&](auto t) {
+    using T = decltype(t);
+    scale<T><<<blocks, kThreads, 0, stream>>>(static_cast<T*>(gradient), count, static_cast<const arithmetic_t<T>*>(factor));
   });
   return last_error();
 }

@@ -50,4 +50,45 @@ struct Plan {
   int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }
 };
 
+// Of forward and gradient in one kernel: a block brings its pixels, all their classes, to shared memory, and goes on to others.
+// A thread owns ``pack`` neighbouring pixels of kPlanes, one of kRows.
+struct Tiles {
+  Share share;
+  bool fit;  // else there is not enough shared memory, or too little for enough threads
+  int64_t images, pixels;
+  int pack = 1, threads = 128, shared = 0;
+  int64_t tiles, all;  // of an image, and in all
+  int blocks;
+
+  Tiles(const Map& logits, int64_t most_shared) : images(logits.n), pixels(logits.h * logits.w) {
+    const int64_t size = logits.type == Type::f64 ? 8 : logits.type == Type::f32 ? 4 : 2;
+    if (!logits.channels_last && pixels != 1) {
+      share = Share::kPlanes;
+      // Four bytes a thread, one bank each; a tile's rows are then whole 16 bytes.
+      if (size == 2 && pixels % 8 == 0 && reinterpret_cast<uintptr_t>(logits.data) % 16 == 0) pack = 2;
+    } else {
+      share = Share::kRows;
+      pixels *= images;
+      images = 1;
+    }
+    const int64_t of_thread = logits.c * size * pack;
+    while (threads > kWarp && (of_thread * threads * kAbreast > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
+    shared = int(of_thread * threads);
+    fit = of_thread * kWarp * kFewest <= most_shared;
+    tiles = tiles_of(threads * pack);
+    all = images * tiles;
+    blocks = int(all < kBlocks ? all : kBlocks);
+  }
+
+ private:
+  // Blocks of a multiprocessor that wait for memory while others compute: so many if threads need not become few for it,
+  // and at least so many of a warp each.
+  static constexpr int64_t kAbreast = 5, kFewest = 3;
+  static constexpr int64_t kFill = 2 * 132;
+  // As many sums to add up in the end, whatever the device: in the same order on all.
+  static constexpr int64_t kBlocks = 16 * 132;
+
+  int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }
+};
+
 }  // namespace fcn_fast::cuda

@@ -23,7 +23,7 @@ template <class A> struct Work {
   A hard, even;                          // what the label's -log softmax counts, and every class's
   A *loss, *saved;                       // forward; loss only where it is a map, saved where there is a gradient to come
   void* grad;                            // backward, as all that follows
-  const A *normaliser, *grad_output, *total_weight;
+  const A *normaliser, *grad_output, *total_weight;  // grad_output null: 1
   bool per_pixel, mean;
   A inverse_divisor;
 
@@ -107,22 +107,39 @@ FCN_FAST_HOST_DEVICE void add_classes(const Work<arithmetic_t<T>>& w, const T* x
   });
 }
 
+// What log softmax is of V pixels: logit - largest - log_sum.
+template <class A, int V> struct Normaliser {
+  A largest[V], log_sum[V];
+};
+
+template <int V, class A> FCN_FAST_HOST_DEVICE Normaliser<A, V> saved_normaliser(const Work<A>& w, int64_t at) {
+  Normaliser<A, V> normaliser;
+  load_line(w.normaliser + at, normaliser.largest);
+  load_line(w.normaliser + w.images * w.pixels + at, normaliser.log_sum);
+  return normaliser;
+}
+
+template <class A, int V> FCN_FAST_HOST_DEVICE void read_labels(const Work<A>& w, int64_t at, int32_t (&label)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) label[v] = w.label(at + v);
+}
+
 // The end of the forward pass of pixels from ``at`` on.
 template <class T, int V, bool SMOOTH>
 FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> finish(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, int64_t at,
-                                                  const int32_t (&label)[V], const Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V]) {
+                                                  const int32_t (&label)[V], const Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V],
+                                                  Normaliser<arithmetic_t<T>, V>& normaliser) {
   using A = arithmetic_t<T>;
-  A largest[V], log_sum[V], value[V];
+  A value[V];
   Sums<A> sums;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    largest[v] = softmax[v].largest;
-    log_sum[v] = log_of(softmax[v].sum);
+    const A largest = normaliser.largest[v] = softmax[v].largest, log_sum = normaliser.log_sum[v] = log_of(softmax[v].sum);
     value[v] = label[v] == kBad ? A(NAN) : A(0);
     if (label[v] >= 0) {
       const A weight = w.weight_of(label[v]), pixel = w.weight_at(at + v), own = Storage<T>::read(x[label[v] * stride + v]);
-      value[v] = w.hard * weight * (log_sum[v] - (own - largest[v]));
-      if (SMOOTH) value[v] += w.even * (softmax[v].weights * log_sum[v] - softmax[v].smooth);
+      value[v] = w.hard * weight * (log_sum - (own - largest));
+      if (SMOOTH) value[v] += w.even * (softmax[v].weights * log_sum - softmax[v].smooth);
       value[v] *= pixel;
       sums.weight += weight * pixel;
     }
@@ -130,8 +147,8 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> finish(const Work<arithmetic_t<T>>& w
     if (label[v] == kBad && sums.bad > at + v) sums.bad = at + v;
   }
   if (w.saved) {
-    store_line(largest, w.saved + at);
-    store_line(log_sum, w.saved + w.images * w.pixels + at);
+    store_line(normaliser.largest, w.saved + at);
+    store_line(normaliser.log_sum, w.saved + w.images * w.pixels + at);
   }
   if (w.loss) store_line(value, w.loss + at);
   return sums;
@@ -143,40 +160,40 @@ template <class A> struct Gradient {
   A own = 0, even = 0, whole = 0, largest = 0, log_sum = 0;
 
   // class_sum: of the class weights, where there is smoothing.
-  FCN_FAST_HOST_DEVICE void prepare(const Work<A>& w, int64_t at, A class_sum) {
-    label = w.label(at);
+  FCN_FAST_HOST_DEVICE void prepare(const Work<A>& w, int64_t at, int32_t own_label, A class_sum) {
+    label = own_label;
     if (label == kBad) whole = A(NAN);
     A scale = w.inverse_divisor;
     if (w.mean) scale = *w.total_weight == 0 ? A(0) : 1 / *w.total_weight;
     if (label < 0 || scale == 0) return;
     // The scale by itself first: half of a product of all may be too small a number.
-    const A pixel = w.grad_output[w.per_pixel ? at : 0] * scale * w.weight_at(at);
+    const A arrives = w.grad_output ? w.grad_output[w.per_pixel ? at : 0] : A(1);
+    const A pixel = arrives * scale * w.weight_at(at);
     own = pixel * w.hard * w.weight_of(label);
     even = pixel * w.even;
     whole = own + even * class_sum;
   }
-  FCN_FAST_HOST_DEVICE A of(A x, int32_t c, A class_weight) const {
-    const A value = mul_add(-even, class_weight, mul_add(whole, exp_of(x - largest - log_sum), c == label ? -own : A(0)));
+  template <bool SMOOTH> FCN_FAST_HOST_DEVICE A of(A x, int32_t c, A class_weight) const {
+    A value = mul_add(whole, exp_of(x - largest - log_sum), c == label ? -own : A(0));
+    if (SMOOTH) value = mul_add(-even, class_weight, value);
     return whole == 0 ? A(0) : value;  // an ignored pixel has none, whatever its logits
   }
 };
 
-// Writes the gradient of a thread's classes of V neighbouring pixels from ``at`` on.
-template <int K, int V, class T>
-FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T* x, T* grad, int64_t stride, Order order, int64_t at,
+// Writes the gradient of a thread's classes of V neighbouring pixels from ``at`` on; x and grad may be the same.
+template <bool SMOOTH, int K, int V, class T>
+FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, T* grad, int64_t grad_stride, Order order,
+                                         int64_t at, const int32_t (&label)[V], const Normaliser<arithmetic_t<T>, V>& normaliser,
                                          arithmetic_t<T> class_sum) {
   using A = arithmetic_t<T>;
-  A largest[V], log_sum[V];
-  load_line(w.normaliser + at, largest);
-  load_line(w.normaliser + w.images * w.pixels + at, log_sum);
   Gradient<A> gradient[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    gradient[v].prepare(w, at + v, class_sum);
-    gradient[v].largest = largest[v];
-    gradient[v].log_sum = log_sum[v];
+    gradient[v].prepare(w, at + v, label[v], class_sum);
+    gradient[v].largest = normaliser.largest[v];
+    gradient[v].log_sum = normaliser.log_sum[v];
   }
-  const A* const class_weight = w.even == 0 ? nullptr : w.class_weight;
+  const A* const class_weight = SMOOTH && w.even != 0 ? w.class_weight : nullptr;
   in_groups<K>(order.count, [&](int32_t j, auto whole) {
     Group<T, V, K> group(x, stride, w.classes, order, j, whole);
 #pragma unroll
@@ -186,10 +203,32 @@ FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T
       const A weight = class_weight ? class_weight[c] : A(1);
       Pack<T, V>& pack = group.at[k];
 #pragma unroll
-      for (int v = 0; v < V; ++v) pack.at[v] = Storage<T>::write(gradient[v].of(Storage<T>::read(pack.at[v]), c, weight));
-      pack.store(grad + c * stride);
+      for (int v = 0; v < V; ++v) pack.at[v] = Storage<T>::write(gradient[v].template of<SMOOTH>(Storage<T>::read(pack.at[v]), c, weight));
+      pack.store(grad + c * grad_stride);
     }
   });
+}
+
+// As write_gradient, of what is saved for it.
+template <int K, int V, class T>
+FCN_FAST_HOST_DEVICE void backward(const Work<arithmetic_t<T>>& w, const T* x, T* grad, int64_t stride, Order order, int64_t at,
+                                   arithmetic_t<T> class_sum) {
+  int32_t label[V];
+  read_labels(w, at, label);
+  write_gradient<true, K>(w, x, stride, grad, stride, order, at, label, saved_normaliser<V>(w, at), class_sum);
+}
+
+// Forward, and at once the gradient.
+template <bool SMOOTH, int K, int V, class T>
+FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_and_gradient(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, T* grad,
+                                                                int64_t grad_stride, Order order, int64_t at, const int32_t (&label)[V],
+                                                                arithmetic_t<T> class_sum) {
+  Softmax<arithmetic_t<T>, SMOOTH> softmax[V];
+  add_classes<K>(w, x, stride, order, softmax);
+  Normaliser<arithmetic_t<T>, V> normaliser;
+  const auto sums = finish(w, x, stride, at, label, softmax, normaliser);
+  write_gradient<SMOOTH, K>(w, x, stride, grad, grad_stride, order, at, label, normaliser, class_sum);
+  return sums;
 }
 
 // Planes: V neighbouring pixels of an image, class by class. Blocks of ``threads`` threads, ``tiles`` of them an image.
@@ -207,19 +246,36 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_planes(const Work<arithmetic_
   const T* x = static_cast<const T*>(w.logits) + p.image * w.classes * w.pixels + p.first;
   const int64_t at = p.image * w.pixels + p.first;
   int32_t label[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) label[v] = w.label(at + v);
+  read_labels(w, at, label);
   Softmax<arithmetic_t<T>, SMOOTH> softmax[V];
   add_classes<kAbreast<V>>(w, x, w.pixels, {0, 1, w.classes}, softmax);
-  return finish(w, x, w.pixels, at, label, softmax);
+  Normaliser<arithmetic_t<T>, V> normaliser;
+  return finish(w, x, w.pixels, at, label, softmax, normaliser);
 }
 
 template <class T, int V>
 FCN_FAST_HOST_DEVICE void backward_planes(const Work<arithmetic_t<T>>& w, const Planes<V>& p, arithmetic_t<T> class_sum) {
   if (p.first >= w.pixels) return;
   const int64_t at = p.image * w.classes * w.pixels + p.first;
-  write_gradient<kAbreast<V>, V>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, w.pixels, {0, 1, w.classes},
-                                 p.image * w.pixels + p.first, class_sum);
+  backward<kAbreast<V>, V>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, w.pixels, {0, 1, w.classes},
+                           p.image * w.pixels + p.first, class_sum);
+}
+
+// A thread's part in copying a tile of planes, pixels that lie at x and ``plane`` apart, to shared memory, ``row`` apart: 16
+// bytes at a time where they are aligned. copy(from, to) does 16 bytes.
+template <class T, class F>
+FCN_FAST_HOST_DEVICE void copy_planes(const T* x, int64_t plane, T* tile, int32_t row, int32_t classes, int32_t pixels, int thread,
+                                      int threads, const F& copy) {
+  constexpr int kPack = 16 / sizeof(T);
+  if (plane % kPack == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
+    const int packs = row / kPack, at = thread % packs * kPack;
+    if (at >= pixels) return;  // pixels are whole packs, as a plane is
+    for (int32_t c = thread / packs; c < classes; c += threads / packs) copy(x + c * plane + at, tile + c * row + at);
+    return;
+  }
+#pragma unroll 4
+  for (int32_t c = 0; c < classes; ++c)
+    for (int32_t at = thread; at < pixels; at += threads) tile[c * row + at] = x[c * plane + at];
 }
 
 // Rows: one pixel, whose classes lie side by side in shared memory.
@@ -254,7 +310,8 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_row(const Work<arithmetic_t<T
   const int32_t label[1] = {w.label(pixel)};
   Softmax<arithmetic_t<T>, SMOOTH> softmax[1];
   add_classes<kTogether>(w, x, 1, row_order(w, pixel), softmax);
-  return finish(w, x, 1, pixel, label, softmax);
+  Normaliser<arithmetic_t<T>, 1> normaliser;
+  return finish(w, x, 1, pixel, label, softmax, normaliser);
 }
 
 // In place.
@@ -263,7 +320,7 @@ FCN_FAST_HOST_DEVICE void backward_row(const Work<arithmetic_t<T>>& w, T* rows, 
   if (thread >= block.pixels) return;
   T* x = rows + thread * w.classes;
   const int64_t pixel = block.first + thread;
-  write_gradient<kTogether, 1>(w, x, x, 1, row_order(w, pixel), pixel, class_sum);
+  backward<kTogether, 1>(w, x, x, 1, row_order(w, pixel), pixel, class_sum);
 }
 
 // Lanes: one pixel's classes, side by side, shared out among the lanes of a warp.
@@ -286,15 +343,16 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> finish_lanes(const Work<arithmetic_t<
   if (lane != 0 || pixel >= w.pixels) return {};
   const int32_t label[1] = {w.label(pixel)};
   const Softmax<arithmetic_t<T>, SMOOTH> softmax[1] = {of_all};
-  return finish(w, static_cast<const T*>(w.logits) + pixel * w.classes, 1, pixel, label, softmax);
+  Normaliser<arithmetic_t<T>, 1> normaliser;
+  return finish(w, static_cast<const T*>(w.logits) + pixel * w.classes, 1, pixel, label, softmax, normaliser);
 }
 
 template <class T>
 FCN_FAST_HOST_DEVICE void backward_lane(const Work<arithmetic_t<T>>& w, int64_t pixel, int lane, arithmetic_t<T> class_sum) {
   if (pixel >= w.pixels) return;
   const int64_t at = pixel * w.classes;
-  write_gradient<kAbreast<1>, 1>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, 1, lane_order(w.classes, lane),
-                                 pixel, class_sum);
+  backward<kAbreast<1>, 1>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, 1, lane_order(w.classes, lane), pixel,
+                           class_sum);
 }
 
 }  // namespace fcn_fast::cuda

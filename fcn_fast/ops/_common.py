@@ -24,23 +24,41 @@ def register(schema, fake, function=None, differentiable=1):
     None: not differentiable.
 
     Returns:
-        The operator's overload, bound once because looking it up costs more than some of the calls.
+        The operator, as the operations call it. Unless somebody is to see that, its Autograd key is not asked: the way
+        there through the dispatcher takes as long as the rest of the call.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    operator = getattr(torch.ops.fcn_fast, name).default
+    operator = getattr(torch.ops.fcn_fast, name).default  # bound once, looking it up costs more than some of the calls
     torch.library.register_fake(f"fcn_fast::{name}", fake, lib=library)
     library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
+    if not function:
+        library.impl(name, torch.library.fallthrough_kernel, "Autograd")
+        return operator
 
     def autograd(*arguments):
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in arguments[:differentiable])
-        if wanted or forward_ad._current_level >= 0:
+        wanted = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in arguments[:differentiable]])
+        if wanted or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
             return function.apply(*arguments)
         with below_autograd():
             return operator(*arguments)
 
-    library.impl(name, autograd if function else torch.library.fallthrough_kernel, "Autograd")
-    return operator
+    def call(*arguments):
+        if torch.compiler.is_compiling() or is_seen(arguments):
+            return operator(*arguments)
+        return autograd(*arguments)
+
+    library.impl(name, autograd, "Autograd")
+    return call
+
+
+def is_seen(arguments):
+    """Whether a subclass or a mode, a transform of torch.func or torch.jit.trace is to see the operator called."""
+    return (
+        torch.overrides.has_torch_function(arguments)
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+    )
 
 
 def check_map(name, tensor):
@@ -130,11 +148,12 @@ def first_derivative_only(operation):
         def wrapper(ctx, *grads):
             if grads[0] is None:  # nothing arrives at the loss
                 return (None,) * len(ctx.needs_input_grad)
+            if not torch.is_grad_enabled():
+                return backward(ctx, *grads)
             with torch.no_grad():
                 grad, *nothing = backward(ctx, *grads)
-            if torch.is_grad_enabled():
-                message = f"fcn_fast.ops.{operation} has no second derivative"
-                grad = torch._C._functions.DelayedError(message.encode(), 1)(grad.detach().requires_grad_())
+            message = f"fcn_fast.ops.{operation} has no second derivative"
+            grad = torch._C._functions.DelayedError(message.encode(), 1)(grad.detach().requires_grad_())
             return grad, *nothing
 
         return wrapper

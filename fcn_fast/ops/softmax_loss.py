@@ -12,6 +12,7 @@ from fcn_fast.ops._common import (
     raises_on_labels,
     register,
 )
+from fcn_fast.ops._gradient import scaled
 from fcn_fast.reference import NONE, accumulate_dtype, memory_format
 
 
@@ -64,8 +65,26 @@ def softmax_loss(
     weight, pixel_weight, code = check_loss_arguments(
         logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing
     )
+    arguments = (logits, target, weight, pixel_weight, ignore_index, code, label_smoothing)
     check = raises_on_labels(logits, check_labels)
-    return _forward(logits, target, weight, pixel_weight, ignore_index, code, label_smoothing, check, False)[0]
+    if _at_once(logits, code):
+        return _and_gradient(*arguments, check)[0]
+    return _forward(*arguments, check, False)[0]
+
+
+def _at_once(logits, reduction):
+    """Whether to make the gradient with the loss, which on a GPU saves reading the logits again.
+
+    A compiled graph would have to copy it to scale it. In float16 it would be too small a number before it is scaled.
+    """
+    return (
+        logits.is_cuda
+        and logits.requires_grad
+        and reduction != NONE
+        and logits.dtype != torch.float16
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
 
 def _fake(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, with_grad):
@@ -79,6 +98,13 @@ def _backward_fake(
     grad_output, logits, target, weight, pixel_weight, saved, total_weight, ignore_index, reduction, label_smoothing
 ):
     return torch.empty_like(logits, memory_format=memory_format(logits))
+
+
+def _and_gradient_fake(
+    logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels
+):
+    loss = logits.new_empty((), dtype=accumulate_dtype(logits.dtype))
+    return loss, torch.empty_like(logits, memory_format=memory_format(logits))
 
 
 class _Forward(torch.autograd.Function):
@@ -100,6 +126,23 @@ class _Forward(torch.autograd.Function):
         return _backward(grad_output, *ctx.saved_tensors, *ctx.rest), *[None] * 8
 
 
+class _AndGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        with below_autograd():
+            loss, gradient = _and_gradient(*arguments)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(gradient)
+        return loss, gradient
+
+    @staticmethod
+    @first_derivative_only("softmax_loss")
+    def backward(ctx, grad_output, _gradient):
+        (gradient,) = ctx.saved_tensors
+        return scaled(gradient, grad_output, gradient.dtype), *[None] * 7
+
+
 _forward = register(
     "softmax_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, int reduction, "
     "float label_smoothing, bool check_labels, bool with_grad) -> (Tensor loss, Tensor saved, Tensor total_weight)",
@@ -110,4 +153,10 @@ _backward = register(
     "softmax_loss_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
     "Tensor saved, Tensor total_weight, int ignore_index, int reduction, float label_smoothing) -> Tensor",
     _backward_fake,
+)
+_and_gradient = register(
+    "softmax_loss_and_gradient(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, "
+    "int reduction, float label_smoothing, bool check_labels) -> (Tensor loss, Tensor gradient)",
+    _and_gradient_fake,
+    _AndGradient,
 )

@@ -14,6 +14,7 @@ from fcn_fast.ops._common import (
     register,
     resolve_grid,
 )
+from fcn_fast.ops._gradient import scaled
 from fcn_fast.reference import NONE, SUM, accumulate_dtype, memory_format
 
 
@@ -104,10 +105,11 @@ class _Forward(torch.autograd.Function):
             grid, ignore_index, label_smoothing = ctx.rest
             weights = grad_output if pixel_weight is None else grad_output * pixel_weight
             _, grad = _forward(logits, target, weight, weights, grid, ignore_index, SUM, label_smoothing, False, True)
+            grad = grad.to(ctx.dtype)
         else:
             # The loss is a scalar, so its gradient was made with it; only its scale was missing.
-            grad = ctx.saved_tensors[0] * grad_output
-        return grad.to(ctx.dtype), *[None] * 9
+            grad = scaled(ctx.saved_tensors[0], grad_output, ctx.dtype)
+        return grad, *[None] * 9
 
 
 _forward = register(

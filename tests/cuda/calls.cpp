@@ -32,6 +32,26 @@ extern "C" const char* backward(void** p, const int64_t* n, double label_smoothi
   emulator::error.clear();
   return cuda::softmax_loss_backward(p[4], map_of(n, p[0]), targets_of(n, label_smoothing, p + 1), p[5], p[6], map_of(n, p[7]), nullptr);
 }
+extern "C" const char* loss_and_gradient(void** p, const int64_t* n, double label_smoothing, int order) {
+  emulator::order = order;
+  emulator::error.clear();
+  const Map logits = map_of(n, p[0]);
+  std::vector<char> scratch(cuda::softmax_loss_and_gradient_scratch(logits), char(0xff));
+  return cuda::softmax_loss_and_gradient(logits, targets_of(n, label_smoothing, p + 1), p[4], map_of(n, p[7]), p[5],
+                                         static_cast<int64_t*>(p[6]), scratch.data(), nullptr);
+}
+extern "C" const char* scale(void* gradient, int64_t count, int type, const void* factor) {
+  emulator::order = 0;
+  emulator::error.clear();
+  return cuda::scale_gradient(gradient, count, Type(type), factor, nullptr);
+}
+
+// How forward and gradient in one share out a tensor.
+extern "C" void tiles(const int64_t* n, int64_t address, int64_t* out) {
+  const cuda::Tiles p(map_of(n, reinterpret_cast<void*>(address)), emulator::kMostShared);
+  const int64_t numbers[] = {int64_t(p.share), p.fit, p.pack, p.threads, p.shared, p.tiles, p.all, p.blocks};
+  for (int i = 0; i < 8; ++i) out[i] = numbers[i];
+}
 
 // What a tensor of this type, shape, layout and address modulo 16 is dealt out to.
 extern "C" void plan(const int64_t* n, int64_t address, int64_t* out) {

@@ -32,7 +32,7 @@ struct dim3 {
 inline uint4 threadIdx;
 inline struct {
   unsigned x;
-} blockIdx, blockDim;
+} blockIdx, blockDim, gridDim;
 
 struct __half {
   _Float16 value;
@@ -58,7 +58,7 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
 
 namespace emulator {
 
-constexpr int kWarp = 32, kThreads = 1024, kStack = 64 << 10, kShared = 48 << 10, kGuard = 64;
+constexpr int kWarp = 32, kThreads = 1024, kStack = 64 << 10, kShared = 48 << 10, kMostShared = 99 << 10, kGuard = 64;
 enum class State { runs, at_warp, at_block, done };
 
 struct Copy {
@@ -85,6 +85,7 @@ inline std::vector<Thread> threads(kThreads);
 inline jmp_buf scheduler;
 inline std::function<void()> kernel;
 inline std::vector<uint4> shared;
+inline int most_shared = kShared;  // of the next launch
 // What the threads say to their warp: two of each, so that nobody speaks again before all have heard.
 inline char said[2][kThreads][16];
 inline int said_tag[2][kThreads];
@@ -174,12 +175,14 @@ inline void run_block(int64_t block, int count, size_t shared_bytes) {
 }
 
 template <class F> void launch(dim3 grid, int count, size_t shared_bytes, void*, F&& body) {
-  if (grid.x < 1 || grid.x > INT32_MAX || count < 1 || count > kThreads || count % kWarp || shared_bytes > kShared) {
+  if (grid.x < 1 || grid.x > INT32_MAX || count < 1 || count > kThreads || count % kWarp || int(shared_bytes) > most_shared) {
     error = "invalid configuration";  // whole warps are ours to keep to, the rest is CUDA's
     return;
   }
   kernel = std::forward<F>(body);
+  most_shared = kShared;
   blockDim.x = count;
+  gridDim.x = unsigned(grid.x);
   for (const int64_t block : in_order(grid.x))
     if (error.empty()) run_block(block, count, shared_bytes);
 }
@@ -232,7 +235,13 @@ inline void __pipeline_wait_prior(size_t but) {
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaFailure };
-enum { cudaMemcpyDeviceToHost };
+enum { cudaMemcpyDeviceToHost, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline void cudaGetDevice(int* device) { *device = 0; }
+inline void cudaDeviceGetAttribute(int* value, int, int) { *value = emulator::kMostShared; }
+template <class F> void cudaFuncSetAttribute(F, int, int bytes) {
+  if (bytes > emulator::kMostShared) emulator::error = "more shared memory than there is";
+  emulator::most_shared = std::max(bytes, emulator::kShared);
+}
 inline cudaError_t cudaGetLastError() { return emulator::error.empty() ? cudaSuccess : cudaFailure; }
 inline const char* cudaGetErrorString(cudaError_t) { return emulator::error.c_str(); }
 inline void cudaMemcpyAsync(void* to, const void* from, size_t size, int, cudaStream_t) { std::memcpy(to, from, size); }

@@ -17,7 +17,8 @@ TYPES = {"f": "float32", "d": "float64", "13__nv_bfloat16": "bfloat16", "6__half
 CEILINGS = {"float32": 80, "bfloat16": 128, "float16": 128, "float64": 168}
 # Of a mangled name: the kernel, its type, the pixels of a thread and whether it smooths labels.
 KERNEL = (
-    r"((?:forward|backward)_(?:planes|rows|lanes)|add_blocks)I([fd]|6__half|13__nv_bfloat16)(?:Li(\d)E)?(?:Lb(\d)E)?E"
+    r"((?:forward|backward|tile)_(?:planes|rows|lanes)|add_blocks|weigh|5scale)I([fd]|6__half|13__nv_bfloat16)"
+    r"(?:Li(\d)E)?(?:Lb(\d)E)?E"
 )
 NVCC = shutil.which("nvcc", path=os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")) or shutil.which(
     "nvcc"
@@ -53,8 +54,9 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_codegen(arch, compiled):
     kernels = compiled(arch)[1]
-    # Of each type: planes by two widths, rows and lanes, forward with and without smoothing, backward; and the sums.
-    assert len(kernels) == 4 * 4 * 3 + 2
+    # Of each type: planes by two widths, rows and lanes, forward with and without smoothing, backward; both in one, with
+    # and without; and sums, weights and scaling.
+    assert len(kernels) == 4 * 4 * 3 + (2 + 2 + 3 + 3) * 2 + 2 + 2 + 4
     for (name, dtype, *_), (registers, stack, spills) in kernels.items():
         assert not stack and not spills, f"{name}, {dtype}: {stack} bytes of stack, {spills} spilled"
         assert registers <= CEILINGS[dtype], f"{name}, {dtype}: {registers} registers"

@@ -31,6 +31,8 @@ SHAPES = {
     "rows": ((2, 5, 131, 133), True),
     "rows in groups": ((2, 12, 13, 17), True),
     "lanes": ((2, 300, 7, 9), True),
+    "tiles": ((67, 2, 64, 66), False),
+    "tiles of rows": ((1, 2, 521, 523), True),
 }
 SHARED = pytest.mark.parametrize("share", SHAPES)
 # Small ones of each, with any number of classes.
@@ -50,7 +52,7 @@ def build(folder, source, flags=("-O1",)):
     source = re.sub(r"extern __shared__ uint4 (\w+)\[\];", r"uint4* const \1 = emulator::shared.data();", source)
     launch = r"(\w+(?:<[\w, ]+>)?)<<<([^>]+)>>>\((.*?)\);"
     source, count = re.subn(launch, r"emulator::launch(\2, [&] { \1(\3); });", source, flags=re.DOTALL)
-    assert count == 9 and "<<<" not in source
+    assert count == 13 and "<<<" not in source
     (folder / "softmax_loss.cpp").write_text(f'#include "emulator.h"\n{source}')
     path = folder / "emulated.so"
     # A GPU takes nothing that is not aligned, where a CPU does; a distribution's hardened longjmp knows no coroutines.
@@ -61,7 +63,8 @@ def build(folder, source, flags=("-O1",)):
     done = subprocess.run(["g++", *options, *files, "-o", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     library = ctypes.CDLL(str(path))
-    library.forward.restype = library.backward.restype = ctypes.c_char_p
+    for function in (library.forward, library.backward, library.loss_and_gradient, library.scale):
+        function.restype = ctypes.c_char_p
     return library
 
 
@@ -129,14 +132,21 @@ def run(gpu, x, channels_last, target, options=(None, None, 0.0), reduction=MEAN
     call(gpu.forward, [*given, loss, saved, total, first_bad], numbers, options[2], order)
     grad = memory.empty(x.shape, x.dtype, channels_last)
     call(gpu.backward, [*given, memory.copy(grad_output), saved, total, grad], numbers, options[2], order)
+    together = []
+    if reduction != NONE:
+        bad = memory.empty((), torch.int64)
+        together = [memory.empty((), dtype), memory.empty(x.shape, x.dtype, channels_last)]
+        pointers = [*given, together[0], memory.empty((), dtype), bad, together[1]]
+        call(gpu.loss_and_gradient, pointers, numbers, options[2], order)
+        assert bad == first_bad
     memory.check()
-    return (loss, saved, total, first_bad, grad), grad_output
+    return (loss, saved, total, first_bad, grad, *together), grad_output
 
 
 def compare(gpu, x, channels_last, target, options=(None, None, 0.0), reduction=MEAN, ignore_index=255, **rest):
     """All results against the reference in float64."""
     found, grad_output = run(gpu, x, channels_last, target, options, reduction, ignore_index, **rest)
-    loss, saved, total, first_bad, grad = found
+    loss, saved, total, first_bad, grad, *together = found
     dtype = accumulate_dtype(x.dtype)
     tolerance = {"rtol": 1e-5, "atol": 2e-6} if dtype == torch.float32 else {"rtol": 1e-12, "atol": 1e-12}
     weights, smoothing = [None if t is None else t.double() for t in options[:2]], options[2]
@@ -154,10 +164,13 @@ def compare(gpu, x, channels_last, target, options=(None, None, 0.0), reduction=
 
     rest = (ignore_index, reduction, smoothing)
     upstream = grad_output.double().flatten(1) if reduction == NONE else grad_output.double()
-    expected = reference.softmax_loss_backward(upstream, *exact, *expected[1:3], *rest)
+    if together:
+        torch.testing.assert_close(together[0].double(), expected[0], equal_nan=True, **tolerance)
     if x.dtype.itemsize == 2:
         tolerance = {"rtol": torch.finfo(x.dtype).eps, "atol": 1e-6}
-    torch.testing.assert_close(grad.double().flatten(2), expected, equal_nan=True, **tolerance)
+    for gradient, factor in zip((grad, *together[1:]), (upstream, torch.ones((), dtype=torch.float64)), strict=False):
+        wanted = reference.softmax_loss_backward(factor, *exact, *expected[1:3], *rest)
+        torch.testing.assert_close(gradient.double().flatten(2), wanted, equal_nan=True, **tolerance)
 
 
 def random(shape, dtype=torch.float32, label=torch.uint8):
@@ -266,8 +279,8 @@ def test_large_logits_and_nothing_that_counts(share, gpu):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_no_pixels(channels_last, shape, gpu):
     x, target = random(shape)
-    (loss, _, total, _, _), _ = run(gpu, x, channels_last, target)
-    assert loss == 0 and total == 0
+    (loss, _, total, _, _, together, _), _ = run(gpu, x, channels_last, target)
+    assert loss == 0 and total == 0 and together == 0
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -288,8 +301,12 @@ def test_same_bits_in_every_batch(smoothing, classes, channels_last, gpu):
 BUGS = {
     "__syncthreads();\n  if (threadIdx.x >= kWarp)": ("if (threadIdx.x >= kWarp)", ["pixels"]),
     "__pipeline_wait_prior(0);\n  __syncthreads();": ("__pipeline_wait_prior(0);", ["rows"]),
-    "__pipeline_wait_prior(0);": ("", ["rows"]),
+    "__pipeline_commit();\n  __pipeline_wait_prior(0);": ("__pipeline_commit();", ["rows"]),
     "class_sum(w));\n  __syncthreads();": ("class_sum(w));", ["rows"]),
+    "__pipeline_wait_prior(0);\n    __syncthreads();": ("__pipeline_wait_prior(0);", ["packs", "tiles"]),
+    "sum_of_weights));\n    __syncthreads();": ("sum_of_weights));", ["tiles"]),
+    "    }\n    __syncthreads();\n    put(": ("    }\n    put(", ["rows"]),
+    "rows);\n    __syncthreads();\n  }": ("rows);\n  }", ["tiles of rows"]),
     "__shfl_xor_sync(~0u, sums.weight, distance)": ("__shfl_xor_sync(1u, sums.weight, distance)", ["pixels"]),
     "const int lane = threadIdx.x % kWarp;": ("const int lane = threadIdx.x % kWarp; if (lane) return;", ["lanes"]),
 }
@@ -305,6 +322,19 @@ def test_what_the_emulator_is_for(right, gpu, tmp_path):
         with pytest.raises(AssertionError):
             test_same_bits_in_every_order(share, broken)
             test_values("all", torch.float32, share, broken)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("count", [0, 1, 7, 64, 20_003])
+def test_scale_gradient(count, dtype, gpu):
+    x, factor = torch.randn(count).to(dtype), torch.randn((), dtype=accumulate_dtype(dtype))
+    for by in (factor, torch.ones_like(factor)):
+        memory = Memory()
+        gradient, given = memory.copy(x), memory.copy(by)
+        error = gpu.scale(*map(ctypes.c_void_p, (gradient.data_ptr(), count)), FLOATS[dtype], ctypes.c_void_p(given.data_ptr()))
+        assert error is None
+        memory.check()
+        assert torch.equal(gradient, (x * by).to(dtype))
 
 
 def plan(gpu, shape, dtype=torch.float32, channels_last=False, address=0):
@@ -323,6 +353,8 @@ def test_every_share_is_tested(gpu):
         (ROWS, 1, 128),
         (ROWS, 1, 32),
         (LANES, 1, 128),
+        (PLANES, 4, 128),
+        (ROWS, 1, 128),
     ]
     for classes in (1, 5, 1000):
         found = [plan(gpu, shape, channels_last=last)[:2] for shape, last in (make(classes) for make in SMALL.values())]

@@ -132,7 +132,14 @@ def report(kernel):
         )
         for kind in ("ld", "st")
     }
-    return {**resources(kernel.asm["cubin"]), "shared": kernel.metadata.shared, "bits": widths}
+    loops = {stage: carried(kernel.asm[stage]) for stage in ("ttir", "ttgir")}
+    return {**resources(kernel.asm["cubin"]), "shared": kernel.metadata.shared, "bits": widths, "carried": loops}
+
+
+def carried(ir):
+    """How many values each loop carries from one round to the next."""
+    loops = re.findall(r"= scf\.for .* iter_args\((.*?)\) ->|scf\.for ", ir)
+    return [len(values.split(", ")) if values else 0 for values in loops]
 
 
 def resources(cubin):

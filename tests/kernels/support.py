@@ -79,6 +79,12 @@ def assert_close(actual, exact, plain, least=0):
     assert error <= allowed, f"error {error:.3g}, allowed {allowed:.3g}"
 
 
+def assert_same(actual, expected, exact, plain):
+    """The same bits of two compilations of a kernel; a GPU's may round otherwise, but stay as near to exact."""
+    assert_close(actual, exact, plain, least=1)
+    assert actual.is_cuda or torch.equal(actual.nan_to_num(), expected.nan_to_num())
+
+
 def file_of(operator):
     """The module of an operator's kernels; in fcn_fast.kernels the function hides it."""
     getattr(kernels, operator)  # imports it

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are absent: without spills, in bounded registers, with loads of 16 bytes."""
+"""Every kernel compiles for GPUs that are absent: whole, without spills, in bounded registers, with loads of 16 bytes."""
 
 import json
 import os
@@ -61,6 +61,8 @@ def test_codegen(gpu, case, reports):
         kernel = report["kernel"]
         assert report["stack"] == 0, f"{report}: a stack is where a kernel spills"
         assert report["registers"] <= CEILINGS[kernel], report
+        # Triton 3.6 loses a scalar that begins as the same function of the loop's variable that it goes on as.
+        assert report["carried"]["ttgir"] == report["carried"]["ttir"], report
         if "contiguous" in case and kernel in WIDEST:
             load, store = WIDEST[kernel]
             assert report["bits"]["ld"] >= load and report["bits"]["st"] >= store, report

@@ -74,7 +74,9 @@ def test_denormals(op, size, implementation, device):
         assert_near(output, torch.tensor(math.log(5), dtype=torch.float64))
     else:
         scores = ops.bilinear_upsample(case.inputs[0], **FOUR.options)
-        assert torch.equal(output.long(), scores.argmax(1))
+        chosen = scores.gather(1, output.long().unsqueeze(1)).squeeze(1)
+        assert (scores.amax(1) - chosen).max() <= 4 * 1.5e-45
+        assert output.is_cuda or torch.equal(output.long(), scores.argmax(1))  # a GPU's kernels may round otherwise
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
