@@ -24,7 +24,7 @@ AIMS = [
     *(Case("softmax_loss", CITYSCAPES, "both", dtype=d, layout="channels_last") for d in ("float32", "bfloat16")),
     *(Case("bilinear_upsample", CITYSCAPES, way, "resize", "bfloat16") for way in ("forward", "backward")),
 ]
-JOBS = [suites.Job(case, ("eager", "grouped", "fcn_fast"), 0.3) for case in AIMS]
+JOBS = [suites.Job(case, ("eager", "grouped", "dense", "fcn_fast"), 0.3) for case in AIMS]
 JOBS += [suites.Job(case, seconds=0.3) for case in AIMS if "loss" in case.operation or "argmax" in case.operation]
 
 
