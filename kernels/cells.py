@@ -121,13 +121,16 @@ def add_to_map(out, left, right, row, STEEP: tl.constexpr):
 def combine(maps, output, splits, programs, constants):
     """Add up partial maps over the coarse pixels of output, (N, C, h, w) in either memory format."""
     n, classes, height, width = output.shape
-    _combine[(n * triton.cdiv(height * width, 64) * triton.cdiv(classes, 16),)](
+    _combine[(n * triton.cdiv(height * width, 128) * triton.cdiv(classes, 8),)](
         maps, output, classes, height, width, splits, programs, output.stride(0), output.stride(1), output.stride(3),
-        C=16, BLOCK=64, LANES=LANES, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
+        C=8, BLOCK=128, LANES=LANES, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["classes", "height", "width", "splits", "programs"])
+@triton.jit(
+    do_not_specialize=["classes", "height", "width", "programs"],  # but a single split needs no loop
+    do_not_specialize_on_alignment=["output", "splits", "image_stride", "class_stride", "pixel_stride"],
+)
 def _combine(
     maps, output, classes, height, width, splits, programs, image_stride, class_stride, pixel_stride,
     C: tl.constexpr, BLOCK: tl.constexpr, LANES: tl.constexpr, WIDE: tl.constexpr, ZERO: tl.constexpr,
@@ -135,21 +138,29 @@ def _combine(
     tiles = tl.cdiv(height * width, BLOCK)
     groups = tl.cdiv(classes, C)
     n = tl.program_id(0) // tiles // groups
-    k = (tl.program_id(0) // tiles % groups * C + tl.arange(0, C))[:, None]
-    p = (tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK))[None, :]
-    mask = (k < classes) & (p < height * width)
+    # Past the ends the last class and the last pixel again: loads that nothing is asked of before are on their way
+    # together.
+    k = tl.minimum(tl.program_id(0) // tiles % groups * C + tl.arange(0, C), classes - 1)[:, None]
+    p = tl.minimum(tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK), height * width - 1)[None, :]
     columns = width + 1 + 2 * ZERO
-    q = (n * (height + 1 + 2 * ZERO) + p // width + 1 + ZERO) * columns + p % width + 1 + ZERO
+    # The cell that the pixel is the upper left corner of, and the one above; each has the one to its left added in.
+    cell = (n * (height + 1 + 2 * ZERO) + p // width + 1 + ZERO) * columns + p % width + 1 + ZERO
+    above = cell - columns
     line = programs * (LANES + 1)
+    at = maps + tl.cast(k, WIDE) * line
+    to_lower = tl.cast(splits, WIDE) * classes * line
     total = tl.zeros((C, BLOCK), output.dtype.element_ty)
-    # The cell that the pixel is the upper left corner of, then the one above; each has the one to its left added in.
-    for above in tl.static_range(2):
-        cell = q - above * columns
-        at = maps + tl.cast(k, WIDE) * line + (cell + cell // LANES)
-        first = mask & (cell % LANES == 0) & (cell > 0)
-        for split in range(splits):
-            part = at + tl.cast(above * splits + split, WIDE) * classes * line
-            total += tl.load(part, mask, other=0)
-            total += tl.load(part - 1, first, other=0)
+    for _ in range(splits):
+        upper, upper_left = _of_cell(at, cell, LANES)
+        lower, lower_left = _of_cell(at + to_lower, above, LANES)
+        total = total + (upper + upper_left) + (lower + lower_left)
+        at += tl.cast(classes, WIDE) * line
     output += tl.cast(n, tl.int64) * image_stride
-    tl.store(output + tl.cast(k, WIDE) * class_stride + tl.cast(p, WIDE) * pixel_stride, total, mask)
+    tl.store(output + tl.cast(k, WIDE) * class_stride + tl.cast(p, WIDE) * pixel_stride, total)
+
+
+@triton.jit
+def _of_cell(at, cell, LANES: tl.constexpr):
+    """What a cell adds to its left corner, and the one before to its right corner if that is another program's."""
+    at += cell + cell // LANES
+    return tl.load(at), tl.load(at - 1, cell % LANES == 0, other=0)

@@ -24,12 +24,12 @@ def register(schema, fake, function=None, differentiable=1):
     None: not differentiable.
 
     Returns:
-        The operator, as the operations call it. Unless somebody is to see that, its Autograd key is not asked: the way
-        there through the dispatcher takes as long as the rest of the call.
+        The operator as the operations call it. Its Autograd key stays out of that, for the way there through the
+        dispatcher costs as much as the rest of the call, unless somebody is to see the operator called.
     """
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    operator = getattr(torch.ops.fcn_fast, name).default  # bound once, looking it up costs more than some of the calls
+    operator = getattr(torch.ops.fcn_fast, name).default  # bound once: looking it up costs more than some of the calls
     torch.library.register_fake(f"fcn_fast::{name}", fake, lib=library)
     library.impl(name, getattr(reference, name), "CompositeExplicitAutograd")
     if not function:
@@ -44,21 +44,12 @@ def register(schema, fake, function=None, differentiable=1):
             return operator(*arguments)
 
     def call(*arguments):
-        if torch.compiler.is_compiling() or is_seen(arguments):
+        if torch.compiler.is_compiling() or _is_seen(arguments):
             return operator(*arguments)
         return autograd(*arguments)
 
     library.impl(name, autograd, "Autograd")
     return call
-
-
-def is_seen(arguments):
-    """Whether a subclass or a mode, a transform of torch.func or torch.jit.trace is to see the operator called."""
-    return (
-        torch.overrides.has_torch_function(arguments)
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._is_tracing()
-    )
 
 
 def check_map(name, tensor):
@@ -164,6 +155,15 @@ def first_derivative_only(operation):
 def raises_on_labels(logits, check_labels):
     """Whether the operator raises for a label out of range; unless told, where that needs no synchronisation."""
     return logits.device.type == "cpu" if check_labels is None else bool(check_labels)
+
+
+def _is_seen(arguments):
+    """Whether a subclass or mode, a transform of torch.func, or torch.jit.trace is to see the operator called."""
+    return (
+        torch.overrides.has_torch_function(arguments)
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_tracing()
+    )
 
 
 def _either(dtypes):

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are absent: whole, without spills, in bounded registers, with loads of 16 bytes."""
+"""Every kernel compiles for absent GPUs: whole, without spills, in bounded registers, with loads of 16 bytes."""
 
 import json
 import os

@@ -6,7 +6,19 @@ from fcn_fast import BilinearGrid, kernels, reference
 from fcn_fast.reference import FULL, MEAN, NONE, SUM
 
 from ..ops.support import labels, randn
-from .support import CLAMPED, DTYPES_AND_LAYOUTS, FEW, GRIDS, SAME, ZERO, assert_close, assert_same, by_name, exactly, file_of
+from .support import (
+    CLAMPED,
+    DTYPES_AND_LAYOUTS,
+    FEW,
+    GRIDS,
+    SAME,
+    ZERO,
+    assert_close,
+    assert_same,
+    by_name,
+    exactly,
+    file_of,
+)
 from .test_softmax_loss import OPTIONS, options_of
 
 pytestmark = pytest.mark.usefixtures("deterministic")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from .support import CLAMPED, FEW, HALF, REDUCTIONS, ZERO, Sampling, assert_same, interpolation
-from .table import LOSSES, OPS
+from .table import DIFFERENTIABLE, LOSSES, OPS
 
 pytestmark = pytest.mark.usefixtures("deterministic")
 COMPILED = (*FEW, interpolation((5, 7), scale_factor=2), interpolation((5, 7), scale_factor=(1.3, 3.7)))
@@ -104,6 +104,22 @@ def test_subclasses_and_parameters(op, device):
     expected = case.run()
     for kind in (lambda x: x.as_subclass(Named), torch.nn.Parameter):
         assert_same(case.of_inputs(case.fast)(*map(kind, case.inputs)).detach(), expected)
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=str)
+def test_subclasses_see_the_operator(op, device):
+    """One that hands it another tensor loses no gradient."""
+    case = op(CLAMPED, device=device)
+    inputs = [x.requires_grad_() for x in case.inputs]
+
+    class Around(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            if function is op.operator:
+                return function(*inputs, *args[len(inputs) :])
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    assert case.of_inputs(case.fast)(*(x.detach().as_subclass(Around) for x in inputs)).requires_grad
 
 
 @pytest.mark.parametrize("op", OPS, ids=str)
