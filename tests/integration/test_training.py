@@ -58,7 +58,7 @@ def test_activation_checkpointing(nets, device, reentrant):
     patched.zero_grad()
     loss, _ = checkpoint(patched, images.requires_grad_(), labels, use_reentrant=reentrant)
     loss.backward()
-    assert torch.equal(loss, expected)
+    torch.testing.assert_close(loss, expected)  # on a GPU other kernels make it where there is no gradient
     assert_gradients_agree(gradients(patched), grads, 1e-5)
 
 

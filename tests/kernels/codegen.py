@@ -81,6 +81,7 @@ def cases(dtypes=DTYPES):
                     arguments = (x, *rest, interpolate, 255, 1, smoothing, False, True)
                     yield f"upsample_softmax_loss-{plain}", kernels.upsample_softmax_loss, arguments
         x = map_of(dtype, *SHAPE)
+        yield f"scale_gradient-{dtype}-contiguous", kernels.scale_gradient, (x, map_of(acc))
         yield f"upsample_argmax-{dtype}", kernels.upsample_argmax, (x, interpolate, torch.uint8)
         if dtype == "float32":
             # No multiples of 16, which Triton could know of its numbers.

@@ -11,9 +11,8 @@ import fcn_fast
 
 ROOT = Path(fcn_fast.__file__).parent.parent
 # Of a build with CUDA, compiled kernels stand in the way.
-COMPILED = (
-    ["softmax_loss", "softmax_loss_backward"] if fcn_fast._C and fcn_fast._C.build_facts()["cuda_version"] else []
-)
+COMPILED = ["softmax_loss", "softmax_loss_backward", "softmax_loss_and_gradient"]
+COMPILED = COMPILED if fcn_fast._C and fcn_fast._C.build_facts()["cuda_version"] else []
 
 # Before fcn_fast looks, torch has CUDA; nothing of it is used.
 CUDA = "import torch; torch.version.cuda = '13.0'; "
