@@ -6,7 +6,9 @@ _sample: a program owns the outputs of a few rows of cells over BLOCK numbers of
 the output's width once, in registers, and keeps it for the next row of cells; then an output row costs two
 multiply-adds a number and one store of 16 bytes a thread. Reads the coarse map about once, writes the output once:
 bound by writing. Instructions a number at 4 and 8 times the size (sm_90, of its machine code): 17 and 13, in half
-precision 13 and 10, which is up to 45 and 70 % of an H100's issue slots at its full bandwidth.
+precision 13 and 10, which is up to 45 and 70 % of an H100's issue slots at its full bandwidth. Where there are so few
+programs that each owns one row of cells, of up to ROWS output rows, it is bound by the latency of memory: all that a
+program reads is then on its way at once.
 
 _gather: a program owns BLOCK coarse numbers of a few coarse rows. It walks the output rows that read them, each of
 which it loads once for both coarse rows beside it, as windows of K columns; columns are summed last. Every output is
@@ -14,8 +16,8 @@ loaded twice, the second time from L1. Instructions an output: 30, in half preci
 H100's issue slots at its full bandwidth, and in half precision 1.7 times as many as it has: bound by them there, at
 half the bandwidth.
 
-Registers (ptxas for sm_80 to sm_120): _sample 90 in float32, 146 in half precision, where a thread owns twice as many
-numbers; _gather 96.
+Registers (ptxas for sm_80 to sm_120): _sample up to 90 in float32, 146 in half precision, where a thread owns twice as
+many numbers; _gather 96.
 """
 
 import math
@@ -59,11 +61,12 @@ def sample(input, grid, skip=None, crop=(0, 0)):
     count, longest = rule.cells(y, constants["ZERO"])
     # Enough rows that finding the columns' taps does not count, but first of all enough programs.
     cells = min(max(planes * tiles * count // PROGRAMS, 1), max(32 // longest, 1))
+    rows = rule.power_of_two(longest) if cells == 1 and longest <= 8 else 0
     with torch.cuda.device_of(input):
         _sample[(planes * triton.cdiv(count, cells) * tiles,)](
             input, skip, output, *y, *x, inner, cells, tiles, row // _alignment(row), skip_height,
             skip_row // _alignment(skip_row),
-            BLOCK=block, ALIGN=_alignment(row), SKIP_ALIGN=_alignment(skip_row), **constants,
+            BLOCK=block, ALIGN=_alignment(row), SKIP_ALIGN=_alignment(skip_row), ROWS=rows, **constants,
             ACC=rule.accumulate_type(input.dtype), num_warps=max(block // (32 * vector), 1),
         )  # fmt: skip
     return output
@@ -105,7 +108,7 @@ def _sample(
     input, skip, output,
     y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
     inner, cells, tiles, groups, skip_height, skip_groups,
-    BLOCK: tl.constexpr, ALIGN: tl.constexpr, SKIP_ALIGN: tl.constexpr,
+    BLOCK: tl.constexpr, ALIGN: tl.constexpr, SKIP_ALIGN: tl.constexpr, ROWS: tl.constexpr,
     ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
@@ -118,39 +121,61 @@ def _sample(
     column = at // inner
     channel = at - column * inner
     cell = cell_of(column, x, ZERO, INDEX)
-    low_weight, high_weight = weights(column, cell, x, ZERO, INDEX, ACC)
-    low = clamped(cell, x) * inner + channel
-    high = clamped(cell + 1, x) * inner + channel
+    low, high = clamped(cell, x) * inner + channel, clamped(cell + 1, x) * inner + channel
     low_mask, high_mask = mask, mask
     if ZERO:
         low_mask, high_mask = mask & inside(cell, x), mask & inside(cell + 1, x)
+    taps = (low, low_mask), (high, high_mask)
 
     input += plane * y[0] * (x[0] * inner)
-    upper = _expanded(input, first, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight, ZERO, ACC)
-    for i in range(first, min(first + cells, y[0] + ZERO)):
-        lower = _expanded(input, i + 1, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight, ZERO, ACC)
-        # Both ends anew: Triton 3.6 forgets that the next start would be this end, and begins with the first one always.
-        for dst in range(first_output(i, y, ZERO, INDEX), first_output(i + 1, y, ZERO, INDEX)):
-            upper_weight, lower_weight = weights(dst, i, y, ZERO, INDEX, ACC)
+    skip_row = skip_groups * SKIP_ALIGN
+    if ROWS:
+        # Everything on its way before any of it is needed.
+        upper_taps = _load(input, first, y, x, inner, taps, ZERO, ACC)
+        lower_taps = _load(input, first + 1, y, x, inner, taps, ZERO, ACC)
+        begin, end = first_output(first, y, ZERO, INDEX), first_output(first + 1, y, ZERO, INDEX)
+        added = ()
+        if skip is not None:
+            for k in tl.static_range(ROWS):
+                at_skip = (plane * skip_height + begin + k) * skip_row + at
+                added += (tl.load(skip + at_skip, mask & (begin + k < end)),)
+        low_weight, high_weight = weights(column, cell, x, ZERO, INDEX, ACC)
+        upper = blend(upper_taps[0], upper_taps[1], low_weight, high_weight)
+        lower = blend(lower_taps[0], lower_taps[1], low_weight, high_weight)
+        for k in tl.static_range(ROWS):
+            upper_weight, lower_weight = weights(begin + k, first, y, ZERO, INDEX, ACC)
             value = blend(upper, lower, upper_weight, lower_weight)
             if skip is not None:
-                value += tl.load(skip + (plane * skip_height + dst) * (skip_groups * SKIP_ALIGN) + at, mask).to(ACC)
-            tl.store(output + (plane * y[1] + dst) * row + at, value.to(output.dtype.element_ty), mask)
-        upper = lower
+                value += added[k].to(ACC)
+            at_output = (plane * y[1] + begin + k) * row + at
+            tl.store(output + at_output, value.to(output.dtype.element_ty), mask & (begin + k < end))
+    else:
+        low_weight, high_weight = weights(column, cell, x, ZERO, INDEX, ACC)
+        left, right = _load(input, first, y, x, inner, taps, ZERO, ACC)
+        upper = blend(left, right, low_weight, high_weight)
+        for i in range(first, min(first + cells, y[0] + ZERO)):
+            left, right = _load(input, i + 1, y, x, inner, taps, ZERO, ACC)
+            lower = blend(left, right, low_weight, high_weight)
+            # Both ends anew: Triton 3.6 forgets that the next start would be this end, and begins with the first one
+            # always.
+            for dst in range(first_output(i, y, ZERO, INDEX), first_output(i + 1, y, ZERO, INDEX)):
+                upper_weight, lower_weight = weights(dst, i, y, ZERO, INDEX, ACC)
+                value = blend(upper, lower, upper_weight, lower_weight)
+                if skip is not None:
+                    value += tl.load(skip + (plane * skip_height + dst) * skip_row + at, mask).to(ACC)
+                tl.store(output + (plane * y[1] + dst) * row + at, value.to(output.dtype.element_ty), mask)
+            upper = lower
 
 
 @triton.jit
-def _expanded(
-    input, i, y, x, inner, low, high, low_mask, high_mask, low_weight, high_weight,
-    ZERO: tl.constexpr, ACC: tl.constexpr,
-):  # fmt: skip
-    """Coarse row i at the output's width; outside, the edge row or zeros."""
+def _load(input, i, y, x, inner, taps, ZERO: tl.constexpr, ACC: tl.constexpr):
+    """Both taps of coarse row i; outside, the edge row's or zeros."""
+    low_mask, high_mask = taps[0][1], taps[1][1]
     if ZERO:
         low_mask, high_mask = low_mask & inside(i, y), high_mask & inside(i, y)
     line = input + clamped(i, y).to(tl.int64) * (x[0] * inner)
-    left = tl.load(line + low, low_mask, other=0).to(ACC)
-    right = tl.load(line + high, high_mask, other=0).to(ACC)
-    return blend(left, right, low_weight, high_weight)
+    low = tl.load(line + taps[0][0], low_mask, other=0).to(ACC)
+    return low, tl.load(line + taps[1][0], high_mask, other=0).to(ACC)
 
 
 @triton.jit(do_not_specialize=VARIES)

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
-from fcn_fast.kernels.cells import LANES, corners_of, in_line, larger_or_nan, least_of, load_corners, most_of
+from fcn_fast.kernels.cells import LANES, corners_of, in_line, larger_or_nan, least_of, load_corners
 from fcn_fast.kernels.grid import blend, first_output, weights
 
 
@@ -109,7 +109,8 @@ def _argmax(
         while left != 0:
             lowest = left & -left
             left ^= lowest
-            k = first + (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 255) - 127  # lowest is 2 ** (k - first)
+            # Of a power of two, a float's exponent is the logarithm.
+            k = first + (lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23 & 255) - 127
             a, b, c, d = load_corners(logits + tl.cast(k, WIDE) * plane, corners, ACC)
             upper = _finite_blend(a[None, None, :], b[None, None, :], left_weight, right_weight)
             lower = _finite_blend(c[None, None, :], d[None, None, :], left_weight, right_weight)

@@ -1,25 +1,27 @@
 """The softmax loss of upsampled logits, and its gradient in the coarse logits, with nothing of the output's size.
 
 _cells: a program is one warp; a lane owns up to KY x KX outputs of one cell, with what it knows of each in registers.
-It loops over the classes three times, each time reading a class's four corners once for all of them: the corners'
-range, the sum of the exponentials, and the gradient. The largest corner of all classes bounds every logit of the cell,
-so it is the shift and no sum is ever rescaled. Along either axis of a cell logits are an arithmetic progression, so
-their exponentials are a geometric one: four of them a class, and one product an output. Only in classes that some
-output of the warp has, as a hash of six bits tells, is each output's label compared. Where a class's corners lie so far
-apart that a progression could leave the range of numbers, or are not finite, or a label is bad, the warp takes the
-slower way: an exponential an output, with the largest logit of every pixel. Where all labels are ignored it only writes
-zeros. The gradient's sums for the corners go to partial maps, which cells.combine adds up: no atomics.
+It loops over the classes twice, each time reading a class's four corners once for all of them: for the sum of the
+exponentials, and for the gradient. They are shifted by a number near the cell's largest logit, which a class raises
+whose corners lie HEADROOM above it: then the sums are rescaled, for most cells a few times or never. Along either axis
+of a cell logits are an arithmetic progression, so their exponentials are a geometric one: four of them a class. Their
+sums need a product an output; what they give the corners are polynomials of a row's ratio, highest output first. The
+logits of the labels are looked up in the second loop: only in classes that some output of the warp has, as a hash of
+six bits tells, is each output's label compared, and its part of the gradient weighs the corners' logits too. Where a
+class's corners lie so far apart that a progression could leave the range of numbers, or are not finite, or a label is
+bad, the warp takes the slower way, once the first loop has found that out: an exponential an output, with the largest
+logit of every pixel. Where all labels are ignored it only writes zeros. The gradient's sums for the corners go to
+partial maps, which cells.combine adds up: no atomics.
 
-Instructions a class and 16 outputs (sm_90, of its machine code): 25 for the range, 66 for the sum, 135 for the
-gradient, and where labels are compared 130 more; eight of them exponentials. Moves the labels once, the coarse logits
-from L2, and with the gradient 16 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in
-_combine. Bound by issue slots: on an H100 at 16x150x128x128, x4, with labels in blocks of 16 pixels, those are 0.34 ms
-in _cells, beside 0.09 of the special-function unit and 0.2 of memory; then 0.16 ms of _combine. With a quarter of the
-slots unused, 0.6 ms. A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a
-sector each.
+Instructions a class and 16 outputs (sm_90, of its machine code): 87 for the sum, 123 for the gradient, and where labels
+are compared 95 more; eight of them exponentials. Moves the labels once, the coarse logits twice from L2 or from memory,
+and with the gradient 16 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine.
+On an H100 at 16x150x128x128, x4, with labels in blocks of 16 pixels, the issue slots of _cells are 0.31 ms. A
+channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
 
-The first loop has four classes' corners on their way together, or it would wait for each. Registers (ptxas for sm_80 to
-sm_120): 113 to 128, which leaves a multiprocessor 16 warps; 140 with a zero border; up to 192 with weights.
+Both loops have the corners of later classes on their way (SUMS_AHEAD, GRADIENT_AHEAD), or a warp would wait for each
+longer than it computes. Registers (ptxas for sm_80 to sm_120): 128, which leaves a multiprocessor 16 warps; up to 168
+with a zero border, in double precision and with a loss of each pixel; up to 192 with weights.
 """
 
 import torch
@@ -28,6 +30,7 @@ import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
+    ABREAST,
     LANES,
     add_to_map,
     cell_of_lane,
@@ -60,10 +63,10 @@ from fcn_fast.reference import MEAN, NONE, SUM, accumulate_dtype, memory_format
 MAPS = 64 << 20  # bytes of partial maps that are worth no thought
 LOG2_E = tl.constexpr(1.4426950408889634)
 # How far apart a class's corners may lie. The class with the largest one then has no logit further below it, so that no
-# sum is too small, and no progression leaves the range of float32 (_steps).
+# sum is too small, and no progression leaves the range of float32 (_steps), up to HEADROOM above the shift.
 REACH = tl.constexpr(20.0)
-HEADROOM = tl.constexpr(4.0)  # how far above the shift logits may lie
-SUMS_AHEAD, GRADIENT_AHEAD = tl.constexpr(4), tl.constexpr(1)
+HEADROOM = tl.constexpr(4.0)
+SUMS_AHEAD, GRADIENT_AHEAD = tl.constexpr(2), tl.constexpr(1)
 
 
 def upsample_softmax_loss(
@@ -96,7 +99,8 @@ def upsample_softmax_loss(
 
     # As few as nothing has to be spilled with.
     plain = weight is None and pixel_weight is None and not label_smoothing
-    registers = (144 if constants["ZERO"] else 128) if plain else 192
+    lean = plain and reduction != NONE and not constants["ZERO"] and dtype != torch.float64
+    registers = 128 if lean else 168 if plain else 192
     with torch.cuda.device_of(logits):
         total = None
         if reduction == MEAN:
@@ -182,10 +186,12 @@ def _cells(
                     ignore_index, SMOOTHING, 1, KX, WIDE, ZERO, INDEX, ACC,
                 )  # fmt: skip
                 row_taps = _taps(y, x, cell, tl.program_id(1) * KY + row, 1, KX, ZERO, INDEX, ACC)
-                value += _steep(
+                losses = _steep(
                     logits, class_weight, weight_sum, loss, maps, corners, plane, of_row, row_taps, row, scale, classes,
                     SMOOTHING, WIDE, ACC,
                 )  # fmt: skip
+                if loss is None:
+                    value += losses
     if loss is None:
         program = (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
         tl.store(found + program, value)
@@ -493,19 +499,20 @@ def _steep(
     zeros = tl.zeros(label.shape, ACC)
     shift = zeros - float("inf")
     pointer = logits
-    for _ in range(classes):
+    for _ in tl.range(classes, loop_unroll_factor=ABREAST):
         shift = tl.maximum(shift, _logit(_as(_read(pointer, corners), ACC), taps))
         pointer += plane
 
     sums, smooth, at_label = zeros, zeros, zeros
-    pointer = logits
+    ahead, pointer = _first(logits, plane, corners, classes, 1)
     for k in range(classes):
-        x = _logit(_as(_read(pointer, corners), ACC), taps) - shift
+        x = _logit(_as(ahead[0], ACC), taps) - shift
+        ahead = (_read(pointer, corners),)
+        pointer += tl.where(k + 2 < classes, plane, 0)
         at_label = tl.where(label == k, x, at_label)
         sums += tl.exp2(x * LOG2_E)
         if SMOOTHING > 0:
             smooth += x if class_weight is None else x * tl.load(class_weight + k)
-        pointer += plane
 
     log_sum = tl.log(sums)
     value = own * (log_sum - at_label)
@@ -522,9 +529,11 @@ def _steep(
     if maps is not None:
         share = tl.where(label == BAD, float("nan"), tl.where(whole == 0, 0, whole / sums))
         out, line, to_lower = place_in_maps(maps, classes, label.shape[2], WIDE)
-        pointer = logits
+        ahead, pointer = _first(logits, plane, corners, classes, 1)
         for k in range(classes):
-            x = _logit(_as(_read(pointer, corners), ACC), taps) - shift
+            x = _logit(_as(ahead[0], ACC), taps) - shift
+            ahead = (_read(pointer, corners),)
+            pointer += tl.where(k + 2 < classes, plane, 0)
             g = tl.exp2(x * LOG2_E) * share - tl.where(label == k, own, 0)
             if SMOOTHING > 0:
                 g -= even if class_weight is None else even * tl.load(class_weight + k)
@@ -532,7 +541,6 @@ def _steep(
             gradient = _to_corners(g, taps, True)
             add_to_map(out, gradient[0], gradient[1], row, True)
             add_to_map(out + to_lower, gradient[2], gradient[3], row, True)
-            pointer += plane
             out += line
     return tl.sum(in_line(value), 0)
 
