@@ -57,13 +57,13 @@ def sample(input, grid, skip=None, crop=(0, 0)):
 
     vector = 16 // input.element_size()
     block = rule.power_of_two(row, 32, 128 * vector)
-    tiles = triton.cdiv(row, block)
+    tiles = rule.cdiv(row, block)
     count, longest = rule.cells(y, constants["ZERO"])
     # Enough rows that finding the columns' taps does not count, but first of all enough programs.
     cells = min(max(planes * tiles * count // PROGRAMS, 1), max(32 // longest, 1))
     rows = rule.power_of_two(longest) if cells == 1 and longest <= 8 else 0
     with torch.cuda.device_of(input):
-        _sample[(planes * triton.cdiv(count, cells) * tiles,)](
+        _sample[(planes * rule.cdiv(count, cells) * tiles,)](
             input, skip, output, *y, *x, inner, cells, tiles, row // _alignment(row), skip_height,
             skip_row // _alignment(skip_row),
             BLOCK=block, ALIGN=_alignment(row), SKIP_ALIGN=_alignment(skip_row), ROWS=rows, **constants,
@@ -86,11 +86,11 @@ def bilinear_upsample_backward(grad_output, in_size, grid):
     k = rule.power_of_two(rule.longest_footprint(x, constants["ZERO"]))
     double = grad_output.dtype == torch.float64
     block = rule.power_of_two(row, 1, max((512 if double else 1024) // k, 32 if inner > 1 else 1))
-    tiles = triton.cdiv(row, block)
+    tiles = rule.cdiv(row, block)
     # Enough rows that finding the columns' windows does not count, but first of all enough programs.
     rows = min(max(planes * tiles * y[0] // PROGRAMS, 1), 8)
     with torch.cuda.device_of(grad_output):
-        _gather[(planes * triton.cdiv(y[0], rows) * tiles,)](
+        _gather[(planes * rule.cdiv(y[0], rows) * tiles,)](
             grad_output, output, *y, *x, inner, rows, tiles, row,
             BLOCK=block, K=k, AXIS=0 if inner > 1 else 1, **constants, ACC=rule.accumulate_type(grad_output.dtype),
             num_warps=min(max(block * k // (128 if double else 256), 1), 8), maxnreg=96 if block * k <= 1024 else None,

@@ -10,7 +10,7 @@ two programs meet, and for each split. Bound by reading the maps.
 import triton
 import triton.language as tl
 
-from fcn_fast.kernels.grid import clamped, first_output, inside
+from fcn_fast.kernels.grid import cdiv, clamped, first_output, inside
 
 LANES = 32
 ABREAST = tl.constexpr(4)  # classes whose corners are loaded together, where less is done with them than that takes
@@ -121,7 +121,7 @@ def add_to_map(out, left, right, row, STEEP: tl.constexpr):
 def combine(maps, output, splits, programs, constants):
     """Add up partial maps over the coarse pixels of output, (N, C, h, w) in either memory format."""
     n, classes, height, width = output.shape
-    _combine[(n * triton.cdiv(height * width, 128) * triton.cdiv(classes, 8),)](
+    _combine[(n * cdiv(height * width, 128) * cdiv(classes, 8),)](
         maps, output, classes, height, width, splits, programs, output.stride(0), output.stride(1), output.stride(3),
         C=8, BLOCK=128, LANES=LANES, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
     )  # fmt: skip

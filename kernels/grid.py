@@ -55,8 +55,14 @@ def accumulate_type(dtype):
     return tl.float64 if dtype == torch.float64 else tl.float32
 
 
+def cdiv(a, b):
+    """a / b, rounded up; Triton's own, made for kernels too, takes microseconds on the host."""
+    return -(-a // b)
+
+
 def power_of_two(n, least=1, most=1 << 30):
-    return min(max(triton.next_power_of_2(n), least), most)
+    """The next power of two, within bounds that are."""
+    return min(max(1 << (n - 1).bit_length(), least), most)
 
 
 @triton.jit

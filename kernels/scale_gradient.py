@@ -11,7 +11,7 @@ def scale_gradient(gradient, factor):
     """In place; gradient is dense, in any memory format."""
     count = gradient.numel()
     with torch.cuda.device_of(gradient):
-        _scale[(min(triton.cdiv(count, 1024), 1024),)](
+        _scale[(min(rule.cdiv(count, 1024), 1024),)](
             gradient, factor, count, WIDE=rule.index_type(count + (1 << 21)), BLOCK=1024, num_warps=4
         )
 

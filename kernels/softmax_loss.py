@@ -102,7 +102,7 @@ class _Work:
             chunk = rule.power_of_two(classes, 1, 4)
             block = rule.power_of_two(pixels, 32, 128 * 16 // logits.element_size())
         align = math.gcd(classes if last else pixels, 16) or 1
-        tiles = triton.cdiv(pixels, block)
+        tiles = rule.cdiv(pixels, block)
         self.programs = images * tiles
         self.numbers = (classes if last else pixels) // align, pixels if last else classes, tiles, count
         self.constants = {

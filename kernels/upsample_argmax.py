@@ -37,13 +37,13 @@ def upsample_argmax(logits, grid, dtype):
     (rows, tall), (columns, wide) = (rule.cells(axis, constants["ZERO"]) for axis in (y, x))
     ky = rule.power_of_two(tall, most=4 if logits.dtype == torch.float64 else 8)
     kx = rule.power_of_two(wide, most=4)
-    py, px = rule.power_of_two(triton.cdiv(tall, ky), most=4), rule.power_of_two(triton.cdiv(wide, kx), most=8)
+    py, px = rule.power_of_two(rule.cdiv(tall, ky), most=4), rule.power_of_two(rule.cdiv(wide, kx), most=8)
     parts = py * px
-    slots = rule.power_of_two(triton.cdiv(classes, parts), most=min(8 * parts, 32 // parts))
+    slots = rule.power_of_two(rule.cdiv(classes, parts), most=min(8 * parts, 32 // parts))
     single = classes <= slots * parts
     cells = n * rows * columns
     with torch.cuda.device_of(logits):
-        _argmax[(triton.cdiv(cells * parts, LANES), triton.cdiv(tall, ky * py), triton.cdiv(wide, kx * px))](
+        _argmax[(rule.cdiv(cells * parts, LANES), rule.cdiv(tall, ky * py), rule.cdiv(wide, kx * px))](
             logits, labels, *y, *x, classes, cells,
             KY=ky, KX=kx, PY=py, PX=px, SLOTS=slots, SINGLE=single, LANES=LANES,
             WIDE=rule.index_type(max(logits.numel(), labels.numel())), **constants,

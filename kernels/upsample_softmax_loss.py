@@ -66,7 +66,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # sum is too small, and no progression leaves the range of float32 (_steps), up to HEADROOM above the shift.
 REACH = tl.constexpr(20.0)
 HEADROOM = tl.constexpr(4.0)
-SUMS_AHEAD, GRADIENT_AHEAD = tl.constexpr(2), tl.constexpr(1)
+SUMS_AHEAD, GRADIENT_AHEAD = tl.constexpr(2), tl.constexpr(2)
 
 
 def upsample_softmax_loss(
@@ -87,11 +87,11 @@ def upsample_softmax_loss(
     (rows, tall), (columns, wide) = (rule.cells(axis, constants["ZERO"]) for axis in (y, x))
     side = 2 if dtype == torch.float64 else 4  # as many outputs as registers hold
     ky, kx = rule.power_of_two(tall, most=side), rule.power_of_two(wide, most=side)
-    parts = triton.cdiv(tall, ky), triton.cdiv(wide, kx)
+    parts = rule.cdiv(tall, ky), rule.cdiv(wide, kx)
     splits = parts[0] * parts[1]
-    map_size = 2 * splits * triton.cdiv(rows * columns, LANES) * (LANES + 1) * classes  # of an image's partial maps
+    map_size = 2 * splits * rule.cdiv(rows * columns, LANES) * (LANES + 1) * classes  # of an image's partial maps
     images = _images(logits, map_size * dtype.itemsize if gradient else 0)
-    programs = [triton.cdiv(min(images, n - first) * rows * columns, LANES) for first in range(0, n, images)]
+    programs = [rule.cdiv(min(images, n - first) * rows * columns, LANES) for first in range(0, n, images)]
     found = logits.new_empty(sum(programs) * splits, dtype=dtype)
     maps = logits.new_empty(map_size * min(images, n) if gradient else 0, dtype=dtype)
     largest = max(map_size * images if gradient else 0, logits[:images].numel(), target.numel())
@@ -133,7 +133,7 @@ def _images(logits, size):
     """
     n = max(logits.shape[0], 1)
     most = max(max(MAPS, 5 * logits.numel()) // max(size, 1), 1)
-    return triton.cdiv(n, triton.cdiv(n, most))
+    return rule.cdiv(n, rule.cdiv(n, most))
 
 
 @triton.jit(

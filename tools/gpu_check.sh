@@ -99,11 +99,11 @@ calls() {
   printf '%s\n' float32 bfloat16 float16 float64 | xargs -P 4 -I{} "$python" -P tools/gpu_calls.py {}
 }
 
-# Each file in four parts, too.
+# Each file in four parts, too; of those that have something for a GPU.
 tests() {
   needs
   local file
-  for file in tests/{cuda,kernels,ops}/test_*.py; do printf "$file %s\n" 1 2 3 4; done | xargs -P "$(nproc)" -L 1 bash -c '
+  for file in $(grep -lE '\bdevice\b|mark\.cuda' tests/{cuda,kernels,ops}/test_*.py); do printf "$file %s\n" 1 2 3 4; done | xargs -P "$(nproc)" -L 1 bash -c '
     log=$logs/$(tr / - <<<"${1#tests/}")-$2.log
     FCN_FAST_TEST_PART=$2/4 "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
     code=$?

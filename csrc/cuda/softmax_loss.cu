@@ -140,14 +140,32 @@ template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backw
   backward_lane<T>(w, (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp, threadIdx.x % kWarp, class_sum(w));
 }
 
+// The weights of a thread's pixels, whose labels it reads kReads together.
+template <class L, class A> __device__ A weights_of(const Work<A>& w) {
+  constexpr int kReads = 8;
+  const int64_t pixels = w.images * w.pixels;
+  A sum = 0;
+  for (int64_t first = int64_t(blockIdx.x) * kThreads * kReads + threadIdx.x; first < pixels; first += int64_t(gridDim.x) * kThreads * kReads) {
+    L label[kReads];
+#pragma unroll
+    for (int k = 0; k < kReads; ++k) label[k] = first + k * kThreads < pixels ? static_cast<const L*>(w.labels)[first + k * kThreads] : L(0);
+#pragma unroll
+    for (int k = 0; k < kReads; ++k) {
+      const int32_t known = w.known(label[k]);
+      if (first + k * kThreads < pixels && known >= 0) sum += w.weight_of(known) * w.weight_at(first + k * kThreads);
+    }
+  }
+  return sum;
+}
+
 // The weights of all labels, before a mean is made of them.
 template <class A> __global__ void __launch_bounds__(kThreads) weigh(const __grid_constant__ Work<A> w, Sums<double>* blocks) {
   Sums<A> sums;
-  const int64_t pixels = w.images * w.pixels;
-#pragma unroll 4
-  for (int64_t at = int64_t(blockIdx.x) * kThreads + threadIdx.x; at < pixels; at += int64_t(gridDim.x) * kThreads) {
-    const int32_t label = w.label(at);
-    if (label >= 0) sums.weight += w.weight_of(label) * w.weight_at(at);
+  switch (w.label_type) {
+    case Type::u8: sums.weight = weights_of<uint8_t>(w); break;
+    case Type::i16: sums.weight = weights_of<int16_t>(w); break;
+    case Type::i32: sums.weight = weights_of<int32_t>(w); break;
+    default: sums.weight = weights_of<int64_t>(w);
   }
   add_block<kThreads>(sums, blocks + blockIdx.x);
 }
@@ -316,7 +334,7 @@ template <class T, bool SMOOTH> void make_gradient(const Work<arithmetic_t<T>>& 
   else launch(tile_planes<T, 1, SMOOTH>, plan.tiles);
 }
 
-constexpr int kWeighing = 2 * 132, kScaling = 8 * 132;  // blocks
+constexpr int kWeighing = 8 * 132, kScaling = 8 * 132;  // blocks
 
 }  // namespace
 

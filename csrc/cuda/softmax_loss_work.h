@@ -35,6 +35,10 @@ template <class A> struct Work {
       case Type::i32: label = static_cast<const int32_t*>(labels)[at]; break;
       default: label = static_cast<const int64_t*>(labels)[at];
     }
+    return known(label);
+  }
+  // A label as it was read, or kIgnored, or kBad.
+  FCN_FAST_HOST_DEVICE int32_t known(int64_t label) const {
     if (label == ignore_index) return kIgnored;
     return label < 0 || label >= classes ? kBad : int32_t(label);
   }

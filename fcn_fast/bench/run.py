@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from fcn_fast.bench import machine
+from fcn_fast.bench import machine, records
 from fcn_fast.bench.memory import peak_bytes
 from fcn_fast.bench.timing import Call, graph_times, input_sets, interleave, statistics_of
 
@@ -158,7 +158,7 @@ def error_of(results, expected):
 def _use(case, device, times):
     """Bytes a second, and how near to the machine's limit the median comes, as far as the case says."""
     rates = machine.rates(device, (case.dtype,))
-    milliseconds = (times.get("event_milliseconds") or times["milliseconds"])["median"]
+    milliseconds = records.times_of(times)["median"]
     found = {}
     if "bytes" in case.facts:
         rate = 1e3 * case.facts["bytes"] / milliseconds
@@ -177,8 +177,6 @@ def _use(case, device, times):
 
 def _cuda_graph(call):
     """{"graph_milliseconds": statistics of the call as a CUDA graph}, or the error in their place."""
-    if call.direction == "backward":
-        return {}
     try:
         return {"graph_milliseconds": statistics_of(graph_times(call))}
     except RuntimeError as error:

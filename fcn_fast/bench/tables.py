@@ -14,6 +14,7 @@ __all__ = [
     "Table",
     "cases",
     "figure",
+    "gpu",
     "group_of",
     "limits",
     "machine",
@@ -134,6 +135,36 @@ def speed(record):
     return Table(["", *(size.title for size in sizes)], rows)
 
 
+def gpu(record):
+    """Of each case on a GPU: what it takes, how many times as long the others take, and the memory."""
+    rows = []
+    for group, variants in groups_of(record["entries"]).items():
+        ours, baseline = variants.get("fcn_fast"), baseline_of(variants)
+        if not ours or not baseline or group.startswith("FCN-8s ") or ours["layout"] != "contiguous":
+            continue
+        others = [variants.get(name) for name in ("compile", "dense")]
+        ratios = [_ratio(other, ours) if other else "" for other in (baseline, *others)]
+        copied = f"{ours['percent_of_copy']:.0f}%" if ours["percent_of_copy"] > 20 else ""
+        peaks = [_mebibytes(baseline), _mebibytes(ours)]
+        times = [figure(median(baseline)), f"**{figure(median(ours))}**"]
+        rows.append([_title(ours), *times, *ratios, copied, *peaks])
+    header = ["", "eager ms", "fcn_fast ms", "eager", "compile", "dense", "of a copy", "eager MiB", "fcn_fast MiB"]
+    return Table(header, rows)
+
+
+def _title(entry):
+    """A case by the numbers that it takes."""
+    n, c, height, width = entry["shape"]
+    factor = entry["stride"]
+    if entry["operation"] == "softmax_loss":
+        size = f"{n}x{c}x{height * factor}x{width * factor}"
+    else:
+        size = f"{n}x{c}x{height}x{width}, x{factor}"
+    scores = entry["kind"] in ("smooth", "random")
+    which = f"{entry['kind']} scores" if scores else WAYS[entry["direction"]]
+    return f"`{entry['operation']}` {size}, {entry['dtype']}, {which}"
+
+
 def stages(record, padding="caffe", dtype="float32"):
     """FCN-8s stage by stage beside the paper's times, with the machine's floor."""
     groups = groups_of(record["entries"])
@@ -149,17 +180,15 @@ def stages(record, padding="caffe", dtype="float32"):
         return Table([], [])
     columns = [v for v in VARIANTS if any(v in variants for variants in found.values())]
     total = {v: sum(median(found[stage][v]) for stage in nets.STAGES if v in found.get(stage, {})) for v in columns}
-    graphs = [v for v in VARIANTS if any(_graph(variants.get(v, {})) for variants in found.values())]
     rows = []
     for part, variants in found.items():
         share = part != "forward"
         paper = f"{nets.PAPER[part]:.1f}" + (f" ({nets.PAPER[part] / nets.PAPER['forward']:.0%})" if share else "")
         cells = [_milliseconds(variants[v], total[v] if share else None) if v in variants else "" for v in columns]
-        cells += [_graph(variants.get(v, {})) for v in graphs]
         ours, floor = variants["fcn_fast"], variants["fcn_fast"]["limit"]["milliseconds"]
         near = [f"{floor / median(variants[v]):.0%}" if v in variants else "" for v in ("eager", "fcn_fast")]
         rows.append([names[part], f"{ours['flop'] / 1e9:.1f}", paper, *cells, figure(floor), *near])
-    header = [*(f"{VARIANTS[v]} ms" for v in columns), *(f"{VARIANTS[v]} in a CUDA graph, ms" for v in graphs)]
+    header = [f"{VARIANTS[v]} ms" for v in columns]
     return Table(
         ["stage", "GFLOP", "paper ms (Titan X)", *header, "floor ms", "eager reaches", "fcn_fast reaches"], rows
     )
@@ -225,12 +254,10 @@ def cases(record):
 
 def _gpu(entry):
     """The medians of CUDA events and of the CUDA graph, on a GPU."""
-    return [figure(median(entry)), _graph(entry)] if "event_milliseconds" in entry else []
-
-
-def _graph(entry):
+    if "event_milliseconds" not in entry:
+        return []
     graph = entry.get("graph_milliseconds", {}).get("median")
-    return figure(graph) if graph else ""
+    return [figure(entry["event_milliseconds"]["median"]), figure(graph) if graph else ""]
 
 
 def group_of(groups, key, size):

@@ -130,17 +130,18 @@ def graph_times(call):
     Raises:
         RuntimeError: the call cannot be captured.
     """
-    prepared = [call.prepare() for _ in range(min(call.sets, GRAPHED))]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(stream):  # a backward pass runs where its forward pass did
         for _ in range(3):
-            call(*prepared[0])
+            call(*call.prepare())
+        prepared = [call.prepare() for _ in range(min(call.sets, GRAPHED))]
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         for one in prepared:
             call(*one)
+
     def replays(count):
         # Without a wait between them, or each would begin with the time that it takes to launch.
         begins, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(count)] for _ in range(2))

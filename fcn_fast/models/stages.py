@@ -5,8 +5,12 @@ import importlib
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
+from fcn_fast import eager, kernels
 from fcn_fast.models.variants import ConvLayer, Pool
+from fcn_fast.ops._common import _is_seen
+from fcn_fast.reference import memory_format
 
 __all__ = ["Conv", "Deconvolution", "Head", "Trunk", "bilinear_filter", "head_suffix"]
 
@@ -67,13 +71,15 @@ class Trunk(nn.Module):
         width: multiplies the channels of the layers.
         streams: names of the streams; they end the names of the layers.
         heads: {head: classes}.
+        ops: where the operations come from: ``fcn_fast.ops``, or ``fcn_fast.eager`` for layers that are PyTorch's too.
         skip: name of the score layers; None for no score layers.
         skip_scale: what the features are multiplied by for the score layers.
         zero_scores: whether score layers start with zeros.
     """
 
-    def __init__(self, layers, in_channels, width, *, streams, heads, skip=None, skip_scale=1.0, zero_scores=False):
+    def __init__(self, layers, in_channels, width, *, streams, heads, ops, skip=None, skip_scale=1.0, zero_scores=False):
         super().__init__()
+        self.ops = ops
         self.layers, self.streams, self.heads = layers, streams, heads
         self.skip, self.skip_scale, self.zero_scores = skip, skip_scale, zero_scores
         # Every layer may feed a grouped one.
@@ -103,15 +109,50 @@ class Trunk(nn.Module):
     def apply(self, layer, x, stream):
         """One of the layers, of one stream."""
         if isinstance(layer, ConvLayer):
-            return F.relu(getattr(self, layer.name + stream)(x), inplace=True)
+            return self.conv_relu(layer.name + stream, x)
         if isinstance(layer, Pool):
-            return F.max_pool2d(x, layer.kernel, 2, ceil_mode=True)
+            return self.max_pool(layer.kernel, x)
         return F.local_response_norm(x, 5, 1e-4, 0.75)
+
+    def conv_relu(self, name, x, zeros=None):
+        """ReLU of the convolution of this name, with these zeros around x, ((top, bottom), (left, right)), or its own.
+
+        In inference on a GPU both are one kernel of cuDNN, which adds the bias before it rounds.
+        """
+        conv = getattr(self, name)
+        fuses = self.ops is not eager and _fuses(conv, x)
+        if zeros is None and not fuses:
+            return F.relu(conv(x), inplace=True)  # a call, for whoever has put hooks there
+        (top, bottom), (left, right) = zeros or [(zeros, zeros) for zeros in conv.padding]
+        weight, around, channels = conv.weight, [0, 0, 0, 0], 0
+        if top != bottom or left != right:
+            around, top, left = [left, right, top, bottom], 0, 0
+        if fuses:
+            # Tensor cores take 16 bytes of channels: zeros next to the few of an image.
+            channels = max(0, 16 // x.itemsize - x.shape[1])
+            weight = F.pad(weight, (0, 0, 0, 0, 0, channels)) if channels else weight
+        if any(around) or channels:
+            x = F.pad(x, (*around, 0, channels))
+        rest = weight, conv.bias, conv.stride, (top, left), conv.dilation, conv.groups
+        return torch.cudnn_convolution_relu(x, *rest) if fuses else F.relu(F.conv2d(x, *rest), inplace=True)
+
+    def max_pool(self, kernel, x, frame=None, corner=(0, 0)):
+        """A pool; in inference on a GPU also its window of a frame, (1, C, H, W), all of which is then returned."""
+        if kernel != 2 or self.ops is eager or not _is_inference(x) or memory_format(x) != torch.channels_last:
+            return F.max_pool2d(x, kernel, 2, ceil_mode=True)
+        return kernels.max_pool(x, frame, corner)
 
     def _run(self, x, stream):
         for layer in self.layers:
             x = self.apply(layer, x, stream)
         return x
+
+    def __getstate__(self):
+        # A Python module can be neither copied nor pickled; its name can.
+        return {**self.__dict__, "ops": self.ops.__name__}
+
+    def __setstate__(self, state):
+        super().__setstate__({**state, "ops": importlib.import_module(state["ops"])})
 
     def add_scores(self, name, in_channels):
         """Add the 1x1 score layers of this name: one a head and stream."""
@@ -138,15 +179,14 @@ class Head(Trunk):
 
     Args:
         architecture: the trunk, an :class:`Architecture`.
-        in_channels, width, streams, heads, zero_scores: as in :class:`Trunk`.
+        in_channels, width, streams, heads, ops, zero_scores: as in :class:`Trunk`.
         fusion: how scores return to full resolution.
         learned: False, or how the filters of learned upsampling are made, ``"dense"`` or ``"grouped"``.
-        ops: where the operations come from: ``fcn_fast.ops`` or ``fcn_fast.eager``.
     """
 
-    def __init__(self, architecture, in_channels, width, fusion, learned, ops, **options):
+    def __init__(self, architecture, in_channels, width, fusion, learned, **options):
         super().__init__(architecture.stages[2], in_channels, width, **options)
-        self.fusion, self.learned, self.ops = fusion, learned, ops
+        self.fusion, self.learned = fusion, learned
         fc6 = ConvLayer("fc6", 4096, architecture.fc6, padding=architecture.fc6 // 2 if fusion.border == "clamp" else 0)
         for stream in self.streams:
             conv = _conv(fc6, self.out_channels, width)
@@ -179,7 +219,7 @@ class Head(Trunk):
         parts = self.features(pool4)
         for i, stream in enumerate(self.streams):
             for name in ("fc6", "fc7"):
-                parts[i] = self.dropout(F.relu(getattr(self, name + stream)(parts[i]), inplace=True))
+                parts[i] = self.dropout(self.conv_relu(name + stream, parts[i]))
         return self.scores("score_fr", parts)
 
     def fused(self, scores, skips):
@@ -212,13 +252,6 @@ class Head(Trunk):
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def __getstate__(self):
-        # A Python module can be neither copied nor pickled; its name can.
-        return {**self.__dict__, "ops": self.ops.__name__}
-
-    def __setstate__(self, state):
-        super().__setstate__({**state, "ops": importlib.import_module(state["ops"])})
-
 
 def head_suffix(head):
     """What the names of a head's layers end in."""
@@ -232,3 +265,18 @@ def _conv(layer, in_channels, width, multiple=1):
 
 def _scaled_conv(conv, x, scale):
     return F.conv2d(x, conv.weight * scale, conv.bias)
+
+
+def _is_inference(*tensors):
+    """Whether these are plain tensors on one NVIDIA GPU, and nobody differentiates or looks at what becomes of them."""
+    return (
+        torch.version.hip is None
+        and all(tensor.is_cuda and tensor.get_device() == tensors[0].get_device() for tensor in tensors)
+        and all(type(tensor) in (torch.Tensor, nn.Parameter) for tensor in tensors)
+        and {tensor.dtype for tensor in tensors} in _DTYPES
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and not (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled())
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not _is_seen(tensors)
+    )

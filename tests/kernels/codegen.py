@@ -83,6 +83,15 @@ def cases(dtypes=DTYPES):
         x = map_of(dtype, *SHAPE)
         yield f"scale_gradient-{dtype}-contiguous", kernels.scale_gradient, (x, map_of(acc))
         yield f"upsample_argmax-{dtype}", kernels.upsample_argmax, (x, interpolate, torch.uint8)
+        if dtype in ("float32", "bfloat16"):
+            # An FCN's last fusion, so small that all it reads is on its way at once, and the label maps of two data sets.
+            fcn = BilinearGrid.deconvolution((34, 34), 2).numbers()
+            skip = map_of(dtype, 1, c, 88, 88)
+            yield f"skip_fuse-{dtype}-small", kernels.skip_fuse, (map_of(dtype, 1, c, 34, 34), skip, [9, 9], fcn)
+            for shape, scale in (((1, 19, 128, 256), 8), ((16, 150, 128, 128), 4), ((16, 150, 128, 128), 8)):
+                grid = BilinearGrid.interpolate(shape[2:], scale_factor=scale).numbers()
+                name = f"upsample_argmax-{dtype}-{shape[1]}x{scale}"
+                yield name, kernels.upsample_argmax, (map_of(dtype, *shape), grid, torch.uint8)
         if dtype == "float32":
             # No multiples of 16, which Triton could know of its numbers.
             small, grid = map_of(dtype, 3, 19, 17, 61), BilinearGrid.interpolate((17, 61), (68, 244)).numbers()
