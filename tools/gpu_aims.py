@@ -1,14 +1,16 @@
-"""Measure on a GPU what the kernels aim at, the most telling first: python -P tools/gpu_aims.py FILE.json
+"""Measure on a GPU what the project aims at, the most telling first.
 
-Everything against eager PyTorch, then the losses and the label map against torch.compile too. The file is written after
-each case, so what is interrupted keeps what it has.
+    python -P tools/gpu_aims.py operations FILE.json    against eager PyTorch, then against torch.compile too
+    python -P tools/gpu_aims.py stages FILE.json        FCN-8s, whole and by stages
+
+The file is written after each case, so what is interrupted keeps what it has.
 """
 
 import sys
 
 import torch
 
-from fcn_fast.bench import records, suites
+from fcn_fast.bench import nets, records, suites
 from fcn_fast.bench.cases import CITYSCAPES, FUSION, Case, Size
 
 IMAGE = Size("image", 1, 21, 125, 125, 4)  # 500x500
@@ -26,19 +28,25 @@ AIMS = [
 ]
 JOBS = [suites.Job(case, ("eager", "grouped", "dense", "fcn_fast"), 0.3) for case in AIMS]
 JOBS += [suites.Job(case, seconds=0.3) for case in AIMS if "loss" in case.operation or "argmax" in case.operation]
+# Whole nets first, and those in bfloat16.
+STAGES = sorted(nets.stage_cases(torch.device("cuda")), key=lambda case: (case.part != "forward", case.dtype))
+PARTS = {
+    "operations": JOBS,
+    "stages": [suites.Job(case, ("eager", "fcn_fast", "canvas"), 0.2) for case in STAGES],
+}
 
 
 def main():
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -P tools/gpu_aims.py FILE.json")
+    if len(sys.argv) != 3 or sys.argv[1] not in PARTS:
+        sys.exit(f"usage: python -P tools/gpu_aims.py {{{','.join(PARTS)}}} FILE.json")
     if not torch.cuda.is_available():
         sys.exit("tools/gpu_aims.py: expected a GPU, found none")
     device, entries, notes = torch.device("cuda"), [], []
-    for job in JOBS:
+    for job in PARTS[sys.argv[1]]:
         found, more = suites.measure([job], device)
         entries += found
         notes += more
-        records.save(sys.argv[1], records.new(device, entries, notes))
+        records.save(sys.argv[2], records.new(device, entries, notes))
         for entry in found:
             times = {name: entry[name].get("median") for name in entry if name.endswith("milliseconds")}
             line = {"of copy": entry.get("percent_of_copy"), "peak MiB": entry["peak_bytes"] >> 20, **times}

@@ -44,11 +44,9 @@ def calls(dtype, last, low, factor, scales, losses):
     grid = BilinearGrid.deconvolution(low[2:], factor, crop=factor // 2, size=size)
     for shape, layout in losses:
         if layout == last:
-            yield (
-                f"softmax_loss {shape}",
-                lambda x, t: ops.softmax_loss(x, t, reduction="sum"),
-                [scores(shape, dtype, last), labels(shape)],
-            )
+            inputs = [scores(shape, dtype, last), labels(shape)]
+            yield f"softmax_loss {shape}", lambda x, t: ops.softmax_loss(x, t), inputs
+            yield f"softmax_loss {shape} of pixels", lambda x, t: ops.softmax_loss(x, t, reduction="none"), inputs
     yield "bilinear_upsample", lambda x: ops.bilinear_upsample(x, size), [x]
     yield "skip_fuse", lambda x, skip: ops.skip_fuse(x, skip, grid=grid), [x, scores((*low[:2], *size), dtype, last)]
     for scale in scales:

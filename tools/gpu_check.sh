@@ -3,8 +3,9 @@
 # GPU, but no network. Every part has its own time limit, the most telling come first, and the next one runs whatever
 # became of it. Named parts run alone, on what environment and build make first.
 # OUT gets few files, each as soon as there is something for it: summary.txt, a line a part; log.txt, what all of them
-# said; operations.json and stages.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes; its exit status is
-# the number of parts that failed. What this machine has no tool or GPU for is "not here" and no failure.
+# said; operations.json, stages.json and quick.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes, or
+# GPU_CHECK_SECONDS; its exit status is the number of parts that failed. What this machine has no tool or GPU for is "not
+# here" and no failure.
 set -uo pipefail
 
 if (($# == 0)); then
@@ -18,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH=$PATH:/usr/local/cuda/bin PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INDEX=1 PYTHONUNBUFFERED=1
 unset FCN_FAST_ALLOW_REFERENCE
 
-deadline=525 # seconds from the start; no part begins or lasts past it
+deadline=${GPU_CHECK_SECONDS:-525} # seconds from the start; no part begins or lasts past it
 rows=("$(printf '%-12s %-14s %5s' part status seconds)")
 failures=0
 work=$(mktemp -d)
@@ -99,32 +100,44 @@ calls() {
   printf '%s\n' float32 bfloat16 float16 float64 | xargs -P 4 -I{} "$python" -P tools/gpu_calls.py {}
 }
 
-# Each file in four parts, too; of those that have something for a GPU.
+# The sanitizers, which take longest, and each file of tests in four parts, too; of those that have something for a GPU.
 tests() {
   needs
   local file
-  for file in $(grep -lE '\bdevice\b|mark\.cuda' tests/{cuda,kernels,ops}/test_*.py); do printf "$file %s\n" 1 2 3 4; done | xargs -P "$(nproc)" -L 1 bash -c '
-    log=$logs/$(tr / - <<<"${1#tests/}")-$2.log
-    FCN_FAST_TEST_PART=$2/4 "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
-    code=$?
-    echo "$1, part $2: $(tail -n 1 "$log")"
-    ((code == 0 || code == 5))' _
+  {
+    printf 'sanitizer %s\n' memcheck racecheck initcheck
+    for file in $(grep -lE '\bdevice\b|mark\.cuda' tests/{cuda,kernels,ops,models}/test_*.py); do
+      printf "pytest_part $file %s\n" 1 2 3 4
+    done
+  } | xargs -P "$(nproc)" -I{} bash -c {}
 }
 
-aims() {
-  needs
-  "$python" -P tools/gpu_aims.py "$out/operations.json"
+pytest_part() {
+  local log=$logs/$(tr / - <<<"${1#tests/}")-$2.log
+  FCN_FAST_TEST_PART=$2/4 "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
+  local code=$?
+  echo "$1, part $2: $(tail -n 1 "$log")"
+  ((code == 0 || code == 5))
 }
 
 # Every allocation by itself, so that what lies past its end is nobody's.
 sanitizer() {
-  needs compute-sanitizer
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 "$python" -P tools/gpu_calls.py float32 bfloat16
+  command -v compute-sanitizer >/dev/null || { echo "no compute-sanitizer"; return 0; }
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 1 \
+    "$python" -P tools/gpu_calls.py float32 bfloat16 >"$logs/$1.log" 2>&1
+  local code=$?
+  echo "$1: $(tail -n 1 "$logs/$1.log")"
+  return $code
+}
+
+aims() {
+  needs
+  "$python" -P tools/gpu_aims.py "$1" "$out/$1.json"
 }
 
 profile() {
   needs ncu
-  local kernels='regex:^_?(forward|backward|add_blocks|sample|gather|argmax|cells|combine|weigh|finish)'
+  local kernels='regex:^_?(tile|scale|forward|backward|add_blocks|sample|gather|argmax|cells|combine|weigh|finish)'
   ncu --force-overwrite --export "$out/ncu" --kernel-name "$kernels" --launch-count 80 --clock-control none \
     --section SpeedOfLight --section MemoryWorkloadAnalysis --section LaunchStats --section Occupancy \
     "$python" -P tools/gpu_calls.py --large || return 1
@@ -133,13 +146,13 @@ profile() {
 
 benchmarks() {
   needs
-  "$venv/bin/fcn-fast" bench --quick --device cuda --json "$out/stages.json"
+  "$venv/bin/fcn-fast" bench --quick --device cuda --json "$out/quick.json"
 }
 
 venv=$work/venv logs=$work/logs
 python=$venv/bin/python
 export venv python out logs
-export -f needs machine environment build calls tests aims sanitizer profile benchmarks
+export -f needs machine environment build calls tests pytest_part sanitizer aims profile benchmarks
 
 part environment 60 bash -c environment
 gpu=$("$python" -c 'import torch; print(torch.cuda.is_available())' 2>/dev/null)
@@ -149,11 +162,9 @@ part build 150 bash -c "build 1" # where CUDA kernels are wanted, a build withou
 [[ $status == ok ]] || part build_cpu 100 bash -c "build 0"
 part env 60 "$venv/bin/fcn-fast" env
 part calls 90 bash -c calls
-part aims 120 bash -c aims
-part tests 150 bash -c tests
-part memcheck 60 bash -c "sanitizer memcheck"
-part racecheck 40 bash -c "sanitizer racecheck"
-part initcheck 40 bash -c "sanitizer initcheck"
+part aims 120 bash -c "aims operations"
+part stages 60 bash -c "aims stages"
+part tests 200 bash -c tests
 part ncu 70 bash -c profile
 part benchmarks 90 bash -c benchmarks
 
