@@ -206,6 +206,17 @@ def scale_gradient(gradient, factor):
     gradient.mul_(factor)
 
 
+def max_pool(x, frame=None, corner=(0, 0)):
+    """What fcn_fast.kernels.max_pool does; no operator."""
+    pooled = torch.max_pool2d(x, 2, 2, ceil_mode=True)
+    if frame is None:
+        return pooled
+    whole = torch.empty_like(frame.expand(len(x), -1, -1, -1), memory_format=torch.channels_last).copy_(frame)
+    (top, left), (height, width) = corner, pooled.shape[2:]
+    whole[:, :, top : top + height, left : left + width] = pooled
+    return whole
+
+
 def upsample_softmax_loss(
     logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
 ):

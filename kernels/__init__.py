@@ -6,6 +6,7 @@ Nothing here imports Triton before a kernel runs, so the package loads without o
 import functools
 import importlib
 import importlib.util
+import inspect
 import warnings
 
 import torch
@@ -48,6 +49,14 @@ def scale_gradient(gradient, factor):
     _working("scale_gradient")(gradient, factor)
 
 
+def max_pool(x, frame=None, corner=(0, 0)):
+    """``F.max_pool2d(x, 2, 2, ceil_mode=True)`` of a channels_last map on a GPU, and of no other.
+
+    With a frame, (1, C, H, W) and dense channels_last too, the pooled map lies in that, its first pixel at the corner.
+    """
+    return _working("max_pool")(x, frame, corner)
+
+
 def _on_first_call(name):
     def kernel(*args):
         return _working(name)(*args)
@@ -71,12 +80,16 @@ def _working(name):
 
 
 def _load(name):
-    return getattr(importlib.import_module(f"{__name__}.{OPERATORS.get(name, name)}"), name)
+    ours = globals().get(name)
+    found = getattr(importlib.import_module(f"{__name__}.{OPERATORS.get(name, name)}"), name)
+    # Importing a file binds its name to the module; the function of that name is what callers mean.
+    globals()[name] = ours if inspect.isfunction(ours) else found
+    return found
 
 
 def __getattr__(name):
     if name not in OPERATORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Importing a file binds its name to the module; the function of that name is what callers mean.
-    globals().update({operator: _load(operator) for operator in OPERATORS})
+    for operator in OPERATORS:
+        _load(operator)
     return globals()[name]

@@ -427,7 +427,7 @@ def _gentle(
         value += even * (all_weights * log_sum - _between(smooth, taps))
         whole += even * all_weights
     # Nothing but weightless pixels: 0, whatever 0 * inf would have been.
-    value = tl.where(label >= 0, tl.where(scale == 0, 0, value), 0)
+    value = tl.where((label >= 0) & (scale != 0), value, 0)
     if loss is not None:
         tl.store(loss + place[0], in_line(value), place[1])
         return tl.zeros((), ACC)
@@ -441,7 +441,7 @@ def _gentle(
                     to_left, to_right = _of_label(label, k, own, scale, class_weight, pixel_weight, taps, SMOOTHING)
                     value -= _logits_of(now, shift, to_left, to_right, taps)
         else:
-            share = tl.where(whole == 0, 0, whole / sums)
+            share = whole / sums
             share_left, share_right = share * left, share * right
             evenly = _to_corners(even, taps, False)
             out, line, to_lower = place_in_maps(maps, classes, shift.numel, WIDE)

@@ -4,7 +4,6 @@ import copy
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from fcn_fast.grid import _by, _pair
 from fcn_fast.models.stages import Trunk
@@ -59,13 +58,9 @@ class _Step:
     columns: _Axis
 
     def __call__(self, x, stream):
-        if not isinstance(self.layer, ConvLayer):
-            return self.stage.apply(self.layer, x, stream)
-        (top, bottom), (left, right) = padding = self.rows.zeros, self.columns.zeros
-        if padding != ((top, top), (left, left)):
-            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
-        conv = getattr(self.stage, self.layer.name + stream)
-        return F.relu(F.conv2d(x, conv.weight, conv.bias, conv.stride, (top, left), groups=conv.groups), inplace=True)
+        if isinstance(self.layer, ConvLayer):
+            return self.stage.conv_relu(self.layer.name + stream, x, (self.rows.zeros, self.columns.zeros))
+        return self.stage.apply(self.layer, x, stream)
 
     @property
     def ends_skip(self):
@@ -102,14 +97,22 @@ class _Canvas:
 
         streams, stage3 = self.model.variant.streams, self.model.stage3
         parts, window, scores = list(x.chunk(len(streams), 1)), ((0, self.size[0]), (0, self.size[1])), []
-        for block, frames in zip(self.blocks, self.frames, strict=True):
+        for i, (block, frames) in enumerate(zip(self.blocks, self.frames, strict=True)):
             region = block[0].rows.reads, block[0].columns.reads
             parts = [_framed(*pair, window, region) for pair in zip(frames, parts, strict=True)]
-            for step in block:
+            *steps, last = block
+            for step in steps:
                 parts = [step(part, stream) for part, stream in zip(parts, streams, strict=True)]
-            window = block[-1].rows.gives, block[-1].columns.gives
-            if block[-1].ends_skip:
-                scores.append((_skip_scores(block[-1].stage, parts), window))
+            window = last.rows.gives, last.columns.gives
+            if last.ends_skip or i + 1 == len(self.blocks):
+                parts = [last(part, stream) for part, stream in zip(parts, streams, strict=True)]
+            else:  # a pool, which may write into the next frame itself
+                following = self.blocks[i + 1][0]
+                corner = window[0][0] - following.rows.reads[0], window[1][0] - following.columns.reads[0]
+                pairs = zip(parts, self.frames[i + 1], strict=True)
+                parts = [last.stage.max_pool(last.layer.kernel, part, frame, corner) for part, frame in pairs]
+            if last.ends_skip:
+                scores.append((_skip_scores(last.stage, parts), window))
         scores.append((stage3.scores("score_fr", parts), window))
         *skips, deepest = [_framed(f, *pair) for f, pair in zip(self.score_frames, scores, strict=True)]
         return stage3.fused(deepest, skips[::-1])

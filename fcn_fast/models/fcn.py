@@ -51,7 +51,8 @@ class FCN(nn.Module):
             start bilinear, one for each pair of classes or one a class; True is ``"dense"``, the published shape.
             Learned upsampling holds scores at full resolution in :meth:`loss` and :meth:`predict` too.
         zero_scores: whether score layers start with zeros, as in the published training.
-        ops: where the operations come from, ``fcn_fast.ops`` or, to compare with, ``fcn_fast.eager``.
+        ops: where the operations come from, ``fcn_fast.ops`` or, to compare with, ``fcn_fast.eager``: then the layers
+            are PyTorch's too.
 
     Attributes:
         class_names: {head: names by label} of what it was trained on, with ``""`` for the only head; saved with the
@@ -84,7 +85,7 @@ class FCN(nn.Module):
 
         architecture = _with_first_layer(variant, padding)
         fusion = architecture.fusions[variant.stride]
-        options = {"streams": variant.streams, "heads": heads, "zero_scores": zero_scores}
+        options = {"streams": variant.streams, "heads": heads, "ops": ops, "zero_scores": zero_scores}
         skips = {"skip": "score_pool3", "skip_scale": variant.skip_scales[1]} if variant.stride <= 8 else {}
         in_channels = len(variant.channels) // len(variant.streams)
         self.stage1 = Trunk(architecture.stages[0], in_channels, width, **skips, **options)
@@ -93,7 +94,7 @@ class FCN(nn.Module):
         if padding == "lean":
             fusion = fusion.lean()
         in_channels = self.stage2.out_channels
-        self.stage3 = Head(architecture, in_channels, width, fusion, self.learned_upsampling, ops, **options)
+        self.stage3 = Head(architecture, in_channels, width, fusion, self.learned_upsampling, **options)
 
     @property
     def ops(self):
@@ -102,7 +103,8 @@ class FCN(nn.Module):
 
     @ops.setter
     def ops(self, ops):
-        self.stage3.ops = ops
+        for stage in (self.stage1, self.stage2, self.stage3):
+            stage.ops = ops
 
     def forward(self, x):
         """(N, C, H, W) images to full-resolution scores (N, num_classes, H, W).

@@ -82,6 +82,11 @@ def cases(dtypes=DTYPES):
                     yield f"upsample_softmax_loss-{plain}", kernels.upsample_softmax_loss, arguments
         x = map_of(dtype, *SHAPE)
         yield f"scale_gradient-{dtype}-contiguous", kernels.scale_gradient, (x, map_of(acc))
+        if dtype != "float64":
+            # Of the numbers of channels of a net, as it has them; there is nothing to pool in other layouts.
+            maps = map_of(dtype, 1, 64, 506, 506, last=True), map_of(dtype, 1, 64, 262, 262, last=True)
+            yield f"max_pool-{dtype}-contiguous", kernels.max_pool, maps[:1]
+            yield f"max_pool-{dtype}-contiguous-frame", kernels.max_pool, (*maps, (4, 4))
         yield f"upsample_argmax-{dtype}", kernels.upsample_argmax, (x, interpolate, torch.uint8)
         if dtype in ("float32", "bfloat16"):
             # An FCN's last fusion, so small that all it reads is on its way at once, and the label maps of two data sets.

@@ -1,0 +1,63 @@
+"""A 2x2 max-pool of stride 2 that reads and writes each number once; PyTorch's also writes where each maximum lay.
+
+Straight into the frame that the next layers read, or the pooled map would be copied there.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from fcn_fast.kernels import grid as rule
+
+
+def max_pool(x, frame=None, corner=(0, 0)):
+    """(N, C, h, w), dense channels_last, to (N, C, ceil(h / 2), ceil(w / 2)), or to the frame's size around it."""
+    n, channels, height, width = x.shape
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    size = frame.shape[2:] if frame is not None else (rows, columns)
+    out = torch.empty((n, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if not out.numel():
+        return out
+    block = rule.power_of_two(channels, most=64)
+    across = 1024 // block
+    with torch.cuda.device_of(x):
+        _pool[(n * size[0], rule.cdiv(size[1], across), rule.cdiv(channels, block))](
+            x, frame, out, height, width, rows, columns, *size, *corner, channels,
+            WIDE=rule.index_type(max(x.numel(), out.numel())),
+            COLUMNS=across, CHANNELS=block, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+# One kernel for all sizes, or each would wait seconds for a compiler.
+@triton.jit(do_not_specialize=["height", "width", "rows", "columns", "tall", "wide", "top", "left"])
+def _pool(
+    x, frame, out, height, width, rows, columns, tall, wide, top, left, channels,
+    WIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """A row of the result, and of that COLUMNS pixels and CHANNELS of their channels."""
+    image, at_row = tl.program_id(0) // tall, tl.program_id(0) % tall
+    at_column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
+    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    row, column = at_row - top, at_column - left
+    mine = (at_column < wide) & (channel < channels)
+    inside = mine & (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    below, right = 2 * row + 1 < height, 2 * column + 1 < width
+
+    line = (tl.cast(image, WIDE) * height + 2 * row) * width
+    first = x + (line + 2 * column) * channels + channel
+    second = first + tl.cast(width, WIDE) * channels
+    smallest = float("-inf")
+    a, b = tl.load(first, inside, smallest), tl.load(first + channels, inside & right, smallest)
+    c, d = tl.load(second, inside & below, smallest), tl.load(second + channels, inside & below & right, smallest)
+    value = _maximum(_maximum(a, b), _maximum(c, d))
+    if frame is not None:
+        around = tl.load(frame + (tl.cast(at_row, WIDE) * wide + at_column) * channels + channel, mine & ~inside, 0)
+        value = tl.where(inside, value, around.to(value.dtype))
+    line = (tl.cast(image, WIDE) * tall + at_row) * wide
+    tl.store(out + (line + at_column) * channels + channel, value.to(a.dtype), mine)
+
+
+@triton.jit
+def _maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
