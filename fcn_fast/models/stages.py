@@ -16,6 +16,9 @@ from fcn_fast.reference import memory_format
 
 __all__ = ["Conv", "Deconvolution", "Head", "Trunk", "bilinear_filter", "head_suffix"]
 
+# Numbers: a GPU pools fewer in less time than Python takes to launch a kernel of ours, if not from a CUDA graph.
+LARGE = 1 << 24
+
 
 class Conv(nn.Conv2d):
     """A convolution that starts with Kaiming normal weights, which keep activations in range, and no bias."""
@@ -142,9 +145,10 @@ class Trunk(nn.Module):
 
     def max_pool(self, kernel, x, frame=None, corner=(0, 0)):
         """A pool; in inference on a GPU also its window of a frame, (1, C, H, W), all of which is then returned."""
-        if kernel != 2 or self.ops is eager or not _is_inference(x) or memory_format(x) != torch.channels_last:
-            return F.max_pool2d(x, kernel, 2, ceil_mode=True)
-        return kernels.max_pool(x, frame, corner)
+        if kernel == 2 and self.ops is not eager and _is_inference(x) and memory_format(x) == torch.channels_last:
+            if x.numel() >= LARGE or torch.cuda.is_current_stream_capturing():
+                return kernels.max_pool(x, frame, corner)
+        return F.max_pool2d(x, kernel, 2, ceil_mode=True)
 
     def _run(self, x, stream):
         for layer in self.layers:

@@ -9,8 +9,8 @@ from fcn_fast.ops._common import FLOATS
 def scaled(gradient, factor, dtype):
     """``(gradient * factor).to(dtype)``, in the gradient's own memory where that is nobody's any more.
 
-    A loss is nearly always differentiated by 1. In place, nothing is then read or written: a GPU sees to that by itself,
-    for it is no number that the host knows.
+    A loss is nearly always differentiated by 1. In place, nothing is then read or written: a GPU sees to that by
+    itself, for it is no number that the host knows.
 
     Args:
         gradient: what the forward pass saved, dense.

@@ -100,9 +100,7 @@ def _backward_fake(
     return torch.empty_like(logits, memory_format=memory_format(logits))
 
 
-def _and_gradient_fake(
-    logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels
-):
+def _and_gradient_fake(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels):
     loss = logits.new_empty((), dtype=accumulate_dtype(logits.dtype))
     return loss, torch.empty_like(logits, memory_format=memory_format(logits))
 

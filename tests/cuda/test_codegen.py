@@ -54,8 +54,8 @@ def compiled(tmp_path_factory):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_codegen(arch, compiled):
     kernels = compiled(arch)[1]
-    # Of each type: planes by two widths, rows and lanes, forward with and without smoothing, backward; both in one, with
-    # and without; and sums, weights and scaling.
+    # Of each type: planes by two widths, rows and lanes, forward with and without smoothing, backward; both in one,
+    # with and without; and sums, weights and scaling.
     assert len(kernels) == 4 * 4 * 3 + (2 + 2 + 3 + 3) * 2 + 2 + 2 + 4
     for (name, dtype, *_), (registers, stack, spills) in kernels.items():
         assert not stack and not spills, f"{name}, {dtype}: {stack} bytes of stack, {spills} spilled"

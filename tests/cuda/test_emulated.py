@@ -331,7 +331,9 @@ def test_scale_gradient(count, dtype, gpu):
     for by in (factor, torch.ones_like(factor)):
         memory = Memory()
         gradient, given = memory.copy(x), memory.copy(by)
-        error = gpu.scale(*map(ctypes.c_void_p, (gradient.data_ptr(), count)), FLOATS[dtype], ctypes.c_void_p(given.data_ptr()))
+        error = gpu.scale(
+            *map(ctypes.c_void_p, (gradient.data_ptr(), count)), FLOATS[dtype], ctypes.c_void_p(given.data_ptr())
+        )
         assert error is None
         memory.check()
         assert torch.equal(gradient, (x * by).to(dtype))

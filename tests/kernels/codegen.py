@@ -89,7 +89,7 @@ def cases(dtypes=DTYPES):
             yield f"max_pool-{dtype}-contiguous-frame", kernels.max_pool, (*maps, (4, 4))
         yield f"upsample_argmax-{dtype}", kernels.upsample_argmax, (x, interpolate, torch.uint8)
         if dtype in ("float32", "bfloat16"):
-            # An FCN's last fusion, so small that all it reads is on its way at once, and the label maps of two data sets.
+            # An FCN's last fusion, so small that all it reads is on its way at once; label maps of two data sets.
             fcn = BilinearGrid.deconvolution((34, 34), 2).numbers()
             skip = map_of(dtype, 1, c, 88, 88)
             yield f"skip_fuse-{dtype}-small", kernels.skip_fuse, (map_of(dtype, 1, c, 34, 34), skip, [9, 9], fcn)
