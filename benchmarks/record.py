@@ -94,7 +94,7 @@ def summary(name, whole):
         lines = [
             f"{tables.machine(whole)}. Milliseconds of the GPU, of a CUDA graph where a call takes less than 5, and "
             "how many times as long the others take; the rate of what must be moved as a share of a copy's; peak memory"
-            " above the inputs. Called one by one from Python, what takes less than 0.3 ms waits for the CPU instead "
+            " above the inputs. Called one by one from Python, short calls wait for the CPU instead "
             "([docs/benchmarks.md](docs/benchmarks.md) has those times).",
             tables.gpu(whole).markdown(),
             f"Recorded in `{RESULTS / name}/` by `tools/gpu_check.sh` ({environment['date']}).",
