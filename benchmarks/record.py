@@ -92,9 +92,10 @@ def summary(name, whole):
     environment = whole["environment"]
     if environment["device_type"] == "cuda":
         lines = [
-            f"{tables.machine(whole)}. Milliseconds of the GPU, of a CUDA graph where a call takes less than 5, and "
-            "how many times as long the others take; the rate of what must be moved as a share of a copy's; peak memory"
-            " above the inputs. Called one by one from Python, short calls wait for the CPU instead "
+            f"{tables.machine(whole)}. Milliseconds of the GPU, of a CUDA graph where a call takes less than 5, else "
+            "by events, and how many times as long the others take; the rate of what must be moved as a share of a "
+            "copy's (of `softmax_loss` three maps of logits, of which it moves two); peak memory above the inputs. "
+            "Called one by one from Python, short calls wait for the CPU instead "
             "([docs/benchmarks.md](docs/benchmarks.md) has those times).",
             tables.gpu(whole).markdown(),
             f"Recorded in `{RESULTS / name}/` by `tools/gpu_check.sh` ({environment['date']}).",

@@ -4,7 +4,8 @@ Partial maps, (2, splits, classes, programs, LANES + 1), hold what cells add to 
 the outputs of a large cell are split among several lanes. The right corner of a lane's cell is the left one of the next
 lane's, so a program has LANES + 1 corners in a line. (After the last cell of a row, that line goes on with one that no
 pixel stands for.) _combine: a program owns C classes of BLOCK coarse pixels and adds two numbers for each, three where
-two programs meet, and for each split. Bound by reading the maps.
+two programs meet, and for each split. Bound by reading the maps: on an H200 0.15 ms at 16x150x128x128, x4, which is
+3.2 TB/s.
 """
 
 import triton
@@ -13,16 +14,13 @@ import triton.language as tl
 from fcn_fast.kernels.grid import cdiv, clamped, first_output, inside
 
 LANES = 32
-ABREAST = tl.constexpr(4)  # classes whose corners are loaded together, where less is done with them than that takes
 
 
 @triton.jit
-def cell_of_lane(y, x, cells, LANES: tl.constexpr, ZERO: tl.constexpr):
-    """The image, row and column of each lane's cell; cells of all images are in one line."""
-    q = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    columns = x[0] + 1 + 2 * ZERO
-    rows = y[0] + 1 + 2 * ZERO
-    return q // columns // rows, q // columns % rows - 1 - ZERO, q % columns - 1 - ZERO, q < cells
+def place_of_cell(cell, y, x, ZERO: tl.constexpr):
+    """The image, row and column of a cell; those of all images are in one line."""
+    columns, rows = x[0] + 1 + 2 * ZERO, y[0] + 1 + 2 * ZERO
+    return cell // columns // rows, cell // columns % rows - 1 - ZERO, cell % columns - 1 - ZERO
 
 
 @triton.jit
@@ -55,20 +53,10 @@ def corners_of(cell, y, x, classes, ZERO: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def load_corners(logits, corners, ACC: tl.constexpr):
-    return load_at(at_corners(logits, corners), corners, ACC)
-
-
-@triton.jit
-def at_corners(logits, corners):
-    return logits + corners[0][0], logits + corners[1][0], logits + corners[2][0], logits + corners[3][0]
-
-
-@triton.jit
-def load_at(at, corners, ACC: tl.constexpr):
-    a = tl.load(at[0], corners[0][1], other=0).to(ACC)
-    b = tl.load(at[1], corners[1][1], other=0).to(ACC)
-    c = tl.load(at[2], corners[2][1], other=0).to(ACC)
-    d = tl.load(at[3], corners[3][1], other=0).to(ACC)
+    a = tl.load(logits + corners[0][0], corners[0][1], other=0).to(ACC)
+    b = tl.load(logits + corners[1][0], corners[1][1], other=0).to(ACC)
+    c = tl.load(logits + corners[2][0], corners[2][1], other=0).to(ACC)
+    d = tl.load(logits + corners[3][0], corners[3][1], other=0).to(ACC)
     return a, b, c, d
 
 
@@ -119,7 +107,7 @@ def add_to_map(out, left, right, row, STEEP: tl.constexpr):
 
 
 def combine(maps, output, splits, programs, constants):
-    """Add up partial maps over the coarse pixels of output, (N, C, h, w) in either memory format."""
+    """Add up partial maps over the coarse pixels of output, (N, C, h, w) of their dtype in either memory format."""
     n, classes, height, width = output.shape
     _combine[(n * cdiv(height * width, 128) * cdiv(classes, 8),)](
         maps, output, classes, height, width, splits, programs, output.stride(0), output.stride(1), output.stride(3),
@@ -149,7 +137,7 @@ def _combine(
     line = programs * (LANES + 1)
     at = maps + tl.cast(k, WIDE) * line
     to_lower = tl.cast(splits, WIDE) * classes * line
-    total = tl.zeros((C, BLOCK), output.dtype.element_ty)
+    total = tl.zeros((C, BLOCK), maps.dtype.element_ty)
     for _ in range(splits):
         upper, upper_left = _of_cell(at, cell, LANES)
         lower, lower_left = _of_cell(at + to_lower, above, LANES)

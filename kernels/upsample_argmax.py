@@ -11,19 +11,21 @@ Reads the coarse map once, neighbouring cells side by side, and what reaches the
 once. A channels_last map is made contiguous first, a copy of the coarse map: lanes a cell apart would otherwise read a
 sector each. Bound by issue slots, and on rough maps as much by comparing and selecting, which a GPU does at half its
 rate: 3 of 6 instructions a class and output. Instructions of a warp at 19 classes and x8, which is 512 outputs (sm_90,
-of its machine code): 1,200, and 200 for each class that reaches the bar. At 19x128x256, where its registers let an H100
-hold all warps at once, that predicts 6 us on smooth maps and 12 us on random ones, and a latency of memory or two.
+of its machine code): 1,200, and 200 for each class that reaches the bar. An H200 took 8 us at 19x128x256, x8, on smooth
+maps and 18 us on random ones; at 16x150x128x128, x4, 0.11 ms and 0.28 ms.
 
 Registers (ptxas): 128 for sm_80 and sm_90 with up to 32 classes or 16 outputs a lane, 168 otherwise; up to 212 for
 Blackwell, and 174 in float64.
 """
+
+import functools
 
 import torch
 import triton
 import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
-from fcn_fast.kernels.cells import LANES, corners_of, in_line, larger_or_nan, least_of, load_corners
+from fcn_fast.kernels.cells import LANES, corners_of, in_line, larger_or_nan, least_of, load_corners, place_of_cell
 from fcn_fast.kernels.grid import blend, first_output, weights
 
 
@@ -42,22 +44,23 @@ def upsample_argmax(logits, grid, dtype):
     slots = rule.power_of_two(rule.cdiv(classes, parts), most=min(8 * parts, 32 // parts))
     single = classes <= slots * parts
     cells = n * rows * columns
+    registers = 128 if single or ky * kx <= 16 else 168
     with torch.cuda.device_of(logits):
+        if logits.dtype == torch.float64 or _pairs_registers(triton.runtime.driver.active.get_current_device()):
+            registers = None
         _argmax[(rule.cdiv(cells * parts, LANES), rule.cdiv(tall, ky * py), rule.cdiv(wide, kx * px))](
             logits, labels, *y, *x, classes, cells,
             KY=ky, KX=kx, PY=py, PX=px, SLOTS=slots, SINGLE=single, LANES=LANES,
             WIDE=rule.index_type(max(logits.numel(), labels.numel())), **constants,
-            ACC=rule.accumulate_type(logits.dtype), num_warps=1,
-            maxnreg=_registers(logits.dtype, 128 if single or ky * kx <= 16 else 168),
+            ACC=rule.accumulate_type(logits.dtype), num_warps=1, maxnreg=registers,
         )  # fmt: skip
     return labels
 
 
-def _registers(dtype, most):
-    """No limit for doubles, nor for Blackwell, which computes with pairs of registers and needs more to align them."""
-    if dtype == torch.float64 or not isinstance(_argmax, triton.JITFunction):
-        return None
-    return most if triton.runtime.driver.active.get_current_target().arch < 100 else None
+@functools.cache
+def _pairs_registers(device):
+    """Whether a GPU computes with pairs of registers, as from Blackwell on; to align them it needs more, without limit."""
+    return triton.runtime.driver.active.get_current_target().arch >= 100
 
 
 @triton.jit(do_not_specialize=[*rule.AXES, "classes", "cells"])
@@ -76,8 +79,7 @@ def _argmax(
     # Cells of all images are in one line; lanes beyond its end have the last cell, and store nothing.
     at = tl.program_id(0) * CELLS + lane % CELLS
     q = tl.minimum(at, cells - 1)
-    columns, rows = x[0] + 1 + 2 * ZERO, y[0] + 1 + 2 * ZERO
-    n, i, j = q // columns // rows, q // columns % rows - 1 - ZERO, q % columns - 1 - ZERO
+    n, i, j = place_of_cell(q, y, x, ZERO)
     first_y = first_output(i, y, ZERO, INDEX) + (tl.program_id(1) * PY + part // PX) * KY
     first_x = first_output(j, x, ZERO, INDEX) + (tl.program_id(2) * PX + part % PX) * KX
     ky, kx = tl.arange(0, KY)[:, None, None], tl.arange(0, KX)[None, :, None]

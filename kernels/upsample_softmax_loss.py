@@ -13,15 +13,17 @@ bad, the warp takes the slower way, once the first loop has found that out: an e
 logit of every pixel. Where all labels are ignored it only writes zeros. The gradient's sums for the corners go to
 partial maps, which cells.combine adds up: no atomics.
 
-Instructions a class and 16 outputs (sm_90, of its machine code): 87 for the sum, 123 for the gradient, and where labels
+Instructions a class and 16 outputs (sm_90, of its machine code): 97 for the sum, 117 for the gradient, and where labels
 are compared 95 more; eight of them exponentials. Moves the labels once, the coarse logits twice from L2 or from memory,
 and with the gradient 16 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine.
-On an H100 at 16x150x128x128, x4, with labels in blocks of 16 pixels, the issue slots of _cells are 0.31 ms. A
-channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
+A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
 
-Both loops have the corners of later classes on their way (SUMS_AHEAD, GRADIENT_AHEAD), or a warp would wait for each
-longer than it computes. Registers (ptxas for sm_80 to sm_120): 128, which leaves a multiprocessor 16 warps; up to 168
-with a zero border, in double precision and with a loss of each pixel; up to 192 with weights.
+At 16x150x128x128, x4, with labels in blocks of 16 pixels, the issue slots of _cells are 0.3 ms of an H100 or an H200.
+An H200 took 0.48 ms, in bfloat16 0.46 ms; 0.04 ms more with random labels, and 3.8 ms the slower way.
+
+Both loops have the corners of the next two classes on their way (SUMS_AHEAD, GRADIENT_AHEAD), or a warp would wait for
+each longer than it computes. Registers (ptxas for sm_80 to sm_120): 128, which leaves a multiprocessor 16 warps; up to
+168 with a zero border, in double precision and with a loss of each pixel; up to 192 with weights.
 """
 
 import torch
@@ -30,10 +32,8 @@ import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
-    ABREAST,
     LANES,
     add_to_map,
-    cell_of_lane,
     combine,
     corners_of,
     in_line,
@@ -42,6 +42,7 @@ from fcn_fast.kernels.cells import (
     most_of,
     outputs_of,
     place_in_maps,
+    place_of_cell,
 )
 from fcn_fast.kernels.grid import blend, first_output, weights
 from fcn_fast.kernels.labels import (
@@ -66,7 +67,8 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 # sum is too small, and no progression leaves the range of float32 (_steps), up to HEADROOM above the shift.
 REACH = tl.constexpr(20.0)
 HEADROOM = tl.constexpr(4.0)
-SUMS_AHEAD, GRADIENT_AHEAD = tl.constexpr(2), tl.constexpr(2)
+# Classes whose corners are on their way: in _sums and _gentle ahead, in _steep's first loop together.
+SUMS_AHEAD, GRADIENT_AHEAD, ABREAST = tl.constexpr(2), tl.constexpr(2), tl.constexpr(4)
 
 
 def upsample_softmax_loss(
@@ -148,7 +150,8 @@ def _cells(
     WIDE: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
-    cell = cell_of_lane(y, x, cells, LANES, ZERO)
+    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    cell = place_of_cell(lane, y, x, ZERO) + (lane < cells,)
     corners = _corners(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
     if total is not None:
@@ -426,8 +429,8 @@ def _gentle(
         all_weights = tl.cast(classes, ACC) if weight_sum is None else tl.load(weight_sum)
         value += even * (all_weights * log_sum - _between(smooth, taps))
         whole += even * all_weights
-    # Nothing but weightless pixels: 0, whatever 0 * inf would have been.
-    value = tl.where((label >= 0) & (scale != 0), value, 0)
+    # Nothing but weightless pixels: 0, whatever 0 * inf would have been. In one comparison, for the sake of registers.
+    value = tl.where(tl.where(label >= 0, scale, 0) != 0, value, 0)
     if loss is not None:
         tl.store(loss + place[0], in_line(value), place[1])
         return tl.zeros((), ACC)
@@ -601,12 +604,7 @@ def _add4(a, b, factor):
 
 
 @triton.jit
-def _or(a, b):
-    return a | b
-
-
-@triton.jit
 def _present(label):
     """A bit for each label of the warp, by its last six bits: most classes of many are nobody's label here."""
     bits = tl.where(label >= 0, tl.cast(1, tl.int64) << (label & 63).to(tl.int64), 0)
-    return tl.reduce(in_line(bits), 0, _or)
+    return tl.reduce_or(in_line(bits), 0)

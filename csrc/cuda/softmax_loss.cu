@@ -2,11 +2,14 @@
 // here blocks start their threads and add up what they found: in a fixed order, so the same bits on every run, and in double
 // precision from the warp on.
 //
-// *_planes: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels few, and loops
+// forward_* and backward_*, of which the first saves two numbers a pixel; tile_* do both for a tile of pixels in shared memory, which
+// they read once: a thread owns a pixel there, or two in half precision where they lie side by side.
+//
+// *_planes but for tiles: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels few, and loops
 // over the classes. *_rows: a block copies the classes of its pixels, which lie side by side, to shared memory and back in
 // 16 bytes a thread; there a thread owns a pixel. *_lanes: a warp owns a pixel of many classes.
 //
-// All are bound by memory: one read forward, one read and one write backward. Instructions an element (sm_90, half precision),
+// All are bound by memory: one read forward, one read and one write backward, and of tiles one read and one write in all. Instructions an element (sm_90, half precision),
 // of which one and a quarter or one are exponentials: planes 9 forward and 14 backward, which is half and 40 % of an H100's
 // issue slots at its full bandwidth; rows 10 and 20, and some 200 a pixel.
 
@@ -326,7 +329,8 @@ int64_t most_shared() {
 template <class T, bool SMOOTH> void make_gradient(const Work<arithmetic_t<T>>& w, const Tiles& plan, Sums<double>* sums, cudaStream_t stream) {
   constexpr int V = sizeof(T) == 2 ? 2 : 1;
   const auto launch = [&](auto kernel, auto... more) {
-    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared);
+    // The same for all plans: another thread may launch the kernel too.
+    cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most_shared() / Tiles::kLeast));
     kernel<<<plan.blocks, plan.threads, plan.shared, stream>>>(w, more..., plan.all, sums);
   };
   if (plan.share == Share::kRows) launch(tile_rows<T, SMOOTH>);
@@ -381,11 +385,16 @@ const char* softmax_loss_backward(const void* grad_output, const Map& logits, co
   return last_error();
 }
 
+namespace {
+// It is read 16 bytes at a time.
+int64_t before_normaliser(const Map& logits) { return (softmax_loss_scratch(logits) + 15) / 16 * 16; }
+}  // namespace
+
 int64_t softmax_loss_and_gradient_scratch(const Map& logits) {
   const Tiles plan(logits, most_shared());
   if (plan.fit) return (plan.blocks > kWeighing ? plan.blocks : kWeighing) * int64_t(sizeof(Sums<double>));
   const int64_t normaliser = 2 * logits.n * logits.h * logits.w * (logits.type == Type::f64 ? 8 : 4);
-  return softmax_loss_scratch(logits) + normaliser;
+  return before_normaliser(logits) + normaliser;
 }
 
 const char* softmax_loss_and_gradient(const Map& logits, const Targets& targets, void* loss, const Map& grad, void* total_weight,
@@ -393,7 +402,7 @@ const char* softmax_loss_and_gradient(const Map& logits, const Targets& targets,
   const auto stream = static_cast<cudaStream_t>(on_stream);
   const Tiles plan(logits, most_shared());
   if (!plan.fit) {
-    char* normaliser = static_cast<char*>(scratch) + softmax_loss_scratch(logits);
+    char* normaliser = static_cast<char*>(scratch) + before_normaliser(logits);
     const char* error = softmax_loss(logits, targets, loss, normaliser, total_weight, first_bad, scratch, stream);
     return error ? error : softmax_loss_backward(nullptr, logits, targets, normaliser, total_weight, grad, stream);
   }

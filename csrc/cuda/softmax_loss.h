@@ -16,7 +16,7 @@ const char* softmax_loss(const Map& logits, const Targets&, void* loss, void* sa
 const char* softmax_loss_backward(const void* grad_output, const Map& logits, const Targets&, const void* saved,
                                   const void* total_weight, const Map& grad, void* stream);
 
-// The loss, a scalar, and its gradient in one: each logit is read once. The mean's divisor is 1 / total_weight.
+// The loss, a scalar, and its gradient in one: each logit is read once. The mean's divisor is total_weight.
 int64_t softmax_loss_and_gradient_scratch(const Map& logits);
 const char* softmax_loss_and_gradient(const Map& logits, const Targets&, void* loss, const Map& grad, void* total_weight,
                                       int64_t* first_bad, void* scratch, void* stream);

@@ -53,6 +53,7 @@ struct Plan {
 // Of forward and gradient in one kernel: a block brings its pixels, all their classes, to shared memory, and goes on to others.
 // A thread owns ``pack`` neighbouring pixels of kPlanes, one of kRows.
 struct Tiles {
+  static constexpr int64_t kLeast = 3;  // blocks of a multiprocessor
   Share share;
   bool fit;  // else there is not enough shared memory, or too little for enough threads
   int64_t images, pixels;
@@ -72,21 +73,20 @@ struct Tiles {
       images = 1;
     }
     const int64_t of_thread = logits.c * size * pack;
-    while (threads > kWarp && (of_thread * threads * kAbreast > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
+    while (threads > kWarp && (of_thread * threads * kWaiting > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
     shared = int(of_thread * threads);
-    fit = of_thread * kWarp * kFewest <= most_shared;
+    fit = of_thread * kWarp * kLeast <= most_shared;
     tiles = tiles_of(threads * pack);
     all = images * tiles;
-    blocks = int(all < kBlocks ? all : kBlocks);
+    blocks = int(all < kMost ? all : kMost);
   }
 
  private:
-  // Blocks of a multiprocessor that wait for memory while others compute: so many if threads need not become few for it,
-  // and at least so many of a warp each.
-  static constexpr int64_t kAbreast = 5, kFewest = 3;
+  // Blocks of a multiprocessor that wait for memory while others compute, if threads need not become fewer than a warp for it.
+  static constexpr int64_t kWaiting = 5;
   static constexpr int64_t kFill = 2 * 132;
   // As many sums to add up in the end, whatever the device: in the same order on all.
-  static constexpr int64_t kBlocks = 16 * 132;
+  static constexpr int64_t kMost = 16 * 132;
 
   int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }
 };

@@ -81,14 +81,15 @@ def _speed_data(record):
                 bars.append([label, {name: median(entry) / ours for name, entry in others.items() if entry}])
         if bars:
             panels.append([size.title, bars])
-    return panels if len(panels) > 1 else []
+    return panels
 
 
 def _draw_speed(panels):
-    rows = list(tables.LABELS.values())
+    measured = {label for _, bars in panels for label, _ in bars}
+    rows = [label for label in tables.LABELS.values() if label in measured]
     shown = {name for _, bars in panels for _, ratios in bars for name in ratios}
     offsets = {"eager": -0.2, "compile": 0.2} if len(shown) > 1 else dict.fromkeys(shown, 0)
-    figure = Figure(figsize=(3 + 2.4 * len(panels), 4.4), layout="constrained")
+    figure = Figure(figsize=(max(3 + 2.4 * len(panels), 9), 1 + 0.5 * len(rows)), layout="constrained")
     figure.suptitle("How many times as long PyTorch takes (red: as long as fcn_fast)", x=0.01, ha="left", size=11)
     for i, (title, bars) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)

@@ -90,7 +90,8 @@ def machine(record):
     facts = record["environment"]
     if facts["device_type"] == "cuda":
         names = ("driver", "cuda", "torch", "triton")
-        return ", ".join([facts["device"], *(f"{name} {facts[name]}" for name in names)])
+        convolutions = f"float32 convolutions in {facts['float32_convolutions']}"
+        return ", ".join([facts["device"], *(f"{name} {facts[name]}" for name in names), convolutions])
     threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
     return f"{facts['device']}, {threads}, {facts['isa']}, torch {facts['torch']}"
 
@@ -144,7 +145,7 @@ def gpu(record):
             continue
         others = [variants.get(name) for name in ("compile", "dense")]
         ratios = [_ratio(other, ours) if other else "" for other in (baseline, *others)]
-        copied = f"{ours['percent_of_copy']:.0f}%" if ours["percent_of_copy"] > 20 else ""
+        copied = f"{ours['percent_of_copy']:.0f}%"
         peaks = [_mebibytes(baseline), _mebibytes(ours)]
         times = [figure(median(baseline)), f"**{figure(median(ours))}**"]
         rows.append([_title(ours), *times, *ratios, copied, *peaks])

@@ -198,4 +198,4 @@ def _fingerprint(model, x):
     device, autocast = x.device.type, None
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         autocast = torch.get_autocast_dtype(device)
-    return x.dtype, x.device, autocast, *weights
+    return x.dtype, x.device, memory_format(x), autocast, *weights

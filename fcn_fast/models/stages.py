@@ -18,6 +18,7 @@ __all__ = ["Conv", "Deconvolution", "Head", "Trunk", "bilinear_filter", "head_su
 
 # Numbers: a GPU pools fewer in less time than Python takes to launch a kernel of ours, if not from a CUDA graph.
 LARGE = 1 << 24
+_LOADED = set()  # kernels that pool, each of its dtype, device and so on
 
 
 class Conv(nn.Conv2d):
@@ -124,7 +125,8 @@ class Trunk(nn.Module):
     def conv_relu(self, name, x, zeros=None):
         """ReLU of the convolution of this name, with these zeros around x, ((top, bottom), (left, right)), or its own.
 
-        In inference on a GPU both are one kernel of cuDNN, which adds the bias before it rounds.
+        In inference on a GPU both are one kernel of cuDNN, which adds the bias before it rounds. Whether NaN stays NaN
+        is then for cuDNN to say.
         """
         conv = getattr(self, name)
         fuses = self.ops is not eager and _fuses(conv, x)
@@ -146,7 +148,7 @@ class Trunk(nn.Module):
     def max_pool(self, kernel, x, frame=None, corner=(0, 0)):
         """A pool; in inference on a GPU also its window of a frame, (1, C, H, W), all of which is then returned."""
         if kernel == 2 and self.ops is not eager and _is_inference(x) and memory_format(x) == torch.channels_last:
-            if x.numel() >= LARGE or torch.cuda.is_current_stream_capturing():
+            if _is_worth_it(x, frame):
                 return kernels.max_pool(x, frame, corner)
         return F.max_pool2d(x, kernel, 2, ceil_mode=True)
 
@@ -294,6 +296,17 @@ def _fuses(conv, x):
         and not (torch.backends.cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
         and not torch.is_autocast_enabled("cuda")
     )
+
+
+def _is_worth_it(x, frame):
+    """Whether to pool by our kernel: a large map, or in a CUDA graph; once outside of one, where it can be loaded."""
+    kernel = x.dtype, x.device, x.shape[1], frame is None
+    capturing = torch.cuda.is_current_stream_capturing()
+    if kernel in _LOADED:
+        return capturing or x.numel() >= LARGE
+    if not capturing:
+        _LOADED.add(kernel)
+    return not capturing
 
 
 def _is_changed(conv):

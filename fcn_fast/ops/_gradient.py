@@ -21,7 +21,10 @@ def scaled(gradient, factor, dtype):
     # torch.compile or torch.func.
     mine = (
         type(gradient) is type(factor) is torch.Tensor
+        and not factor.is_neg()
+        and gradient.data_ptr() % 16 == 0
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
         and not torch._C._autograd._get_current_graph_task_keep_graph()
     )
     if not mine:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from . import codegen
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported, which no other test does
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -24,12 +26,15 @@ def interpreter(monkeypatch):
     """Mends the interpreter of Triton 3.6.
 
     It makes Python numbers of arrays with one element, which NumPy 2.4 no longer does, truncates to bfloat16 where a
-    GPU rounds, and takes NaN for the larger or the smaller of two where a GPU takes the number.
+    GPU rounds, and takes NaN for the larger or the smaller of two where a GPU takes the number. Kernels that ask what
+    GPU they run on are told of one that is absent.
     """
     if not INTERPRETED:
         return
-    from triton.runtime import interpreter
+    from triton.runtime import driver, interpreter
 
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(driver, "_active", codegen.Absent(90))
     patch, convert = interpreter._patch_lang_tensor, interpreter._convert_float
 
     def patch_index_too(tensor, scope):

@@ -37,6 +37,8 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(stages, "_on_gpu", lambda tensor: True)
     monkeypatch.setattr(stages, "LARGE", 0)
+    monkeypatch.setattr(stages, "_LOADED", set())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", conv_relu)
     monkeypatch.setattr(kernels, "max_pool", max_pool)
@@ -80,6 +82,27 @@ def test_a_pool_writes_into_the_canvas(calls):
     calls.clear()
     frozen(x.float())
     assert calls.count("pool into a frame") == 3 and calls.count("pool") == 2  # two feed score layers
+
+
+def test_small_maps_are_pooled_by_pytorch_where_no_graph_is_made(calls, monkeypatch):
+    """But the first time, which loads the kernel: that cannot be done while a CUDA graph is made."""
+    monkeypatch.setattr(stages, "LARGE", 1 << 40)
+    trunk = models.fcn8s(width=1 / 64).eval().stage1
+    x = torch.randn(1, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        for capturing, pools in ((True, 0), (False, 1), (False, 1), (True, 2), (True, 3), (False, 3)):
+            monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+            assert torch.equal(trunk.max_pool(2, x), F.max_pool2d(x, 2, 2))
+            assert calls.count("pool") == pools
+
+
+def test_frames_are_of_the_image_s_layout(calls):
+    model = build(width=1 / 32)
+    frozen = models.freeze_canvas(model, (41, 56))
+    x = image(model, 41, 56)
+    expected = frozen(x)
+    assert_near(frozen(x.contiguous(memory_format=torch.channels_last)), expected, 1e-5)
+    assert_near(frozen(x), expected, 1e-5)
 
 
 def layer():

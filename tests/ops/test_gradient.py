@@ -44,6 +44,17 @@ def test_softmax_loss_and_gradient(shape, options, dtype, layout, device):
         torch.testing.assert_close(gradient.double(), exact[1], rtol=max(torch.finfo(dtype).eps, 1e-5), atol=atol)
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_more_classes_than_shared_memory_holds(dtype):
+    x = torch.randn(1, 700, 368, 368, device="cuda").to(dtype).requires_grad_()
+    target = torch.randint(700, (1, 368, 368), device="cuda")
+    (gradient,) = torch.autograd.grad(ops.softmax_loss(x, target), x)
+    (expected,) = torch.autograd.grad(torch.nn.functional.cross_entropy(x.float(), target), x)
+    torch.testing.assert_close(gradient, expected, rtol=2 * torch.finfo(dtype).eps, atol=1e-10)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_factors(dtype, loss, device):
