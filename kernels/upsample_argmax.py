@@ -14,7 +14,7 @@ rate: 3 of 6 instructions a class and output. Instructions of a warp at 19 class
 of its machine code): 1,200, and 200 for each class that reaches the bar. An H200 took 8 us at 19x128x256, x8, on smooth
 maps and 18 us on random ones; at 16x150x128x128, x4, 0.11 ms and 0.28 ms.
 
-Registers (ptxas): 128 for sm_80 and sm_90 with up to 32 classes or 16 outputs a lane, 168 otherwise; up to 212 for
+Registers (ptxas): 128 for sm_80 and sm_90 with up to 32 classes or 16 outputs a lane, 168 otherwise; up to 213 for
 Blackwell, and 174 in float64.
 """
 
@@ -59,7 +59,7 @@ def upsample_argmax(logits, grid, dtype):
 
 @functools.cache
 def _pairs_registers(device):
-    """Whether a GPU computes with pairs of registers, as from Blackwell on; to align them it needs more, without limit."""
+    """Whether a GPU computes with pairs of registers, as from Blackwell on: to align them takes more of them."""
     return triton.runtime.driver.active.get_current_target().arch >= 100
 
 

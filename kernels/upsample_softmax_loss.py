@@ -363,8 +363,9 @@ def _nothing(loss, maps, place, classes, LANES: tl.constexpr, WIDE: tl.constexpr
 def _sums(
     logits, class_weight, corners, plane, label, taps, down, along, classes, SMOOTHING: tl.constexpr, ACC: tl.constexpr
 ):
-    """Of a lane's cell a number near its largest logit, the shift; of each output the sum of exp(logit - shift) and the
-    logit of its label; the sum of the classes' corners less the shift; and whether all this holds: the cell is gentle.
+    """Of a lane's cell a number near its largest logit, the shift; of each output the sum of exp(logit - shift) and,
+    given taps, the logit of its label; the sum of the classes' corners less the shift, where labels are smoothed; and
+    whether all this holds: the cell is gentle.
     """
     KY: tl.constexpr = label.shape[0]
     KX: tl.constexpr = label.shape[1]
