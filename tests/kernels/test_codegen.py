@@ -12,7 +12,7 @@ from . import codegen
 
 # Registers of one kernel in any dtype; what a multiprocessor has left for other warps is 65536 over it.
 CEILINGS = {
-    "_sample": 152, "_gather": 104, "_forward": 128, "_backward": 128, "_argmax": 216, "_cells": 192,
+    "_sample": 152, "_gather": 104, "_forward": 128, "_backward": 128, "_argmax": 216, "_cells": 208,
     "_combine": 96, "_weigh": 64, "_finish": 64, "_scale": 64, "_pool": 64,
 }  # fmt: skip
 # Bits of the widest load and store where rows are multiples of 16 bytes; 0 for what is gathered.
