@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
+from fcn_fast.kernels.cells import larger_or_nan
 
 
 def max_pool(x, frame=None, corner=(0, 0)):
@@ -50,14 +51,9 @@ def _pool(
     smallest = float("-inf")
     a, b = tl.load(first, inside, smallest), tl.load(first + channels, inside & right, smallest)
     c, d = tl.load(second, inside & below, smallest), tl.load(second + channels, inside & below & right, smallest)
-    value = _maximum(_maximum(a, b), _maximum(c, d))
+    value = larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d))
     if frame is not None:
         around = tl.load(frame + (tl.cast(at_row, WIDE) * wide + at_column) * channels + channel, mine & ~inside, 0)
         value = tl.where(inside, value, around.to(value.dtype))
     line = (tl.cast(image, WIDE) * tall + at_row) * wide
     tl.store(out + (line + at_column) * channels + channel, value.to(a.dtype), mine)
-
-
-@triton.jit
-def _maximum(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)

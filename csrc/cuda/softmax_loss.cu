@@ -2,16 +2,17 @@
 // here blocks start their threads and add up what they found: in a fixed order, so the same bits on every run, and in double
 // precision from the warp on.
 //
-// forward_* and backward_*, of which the first saves two numbers a pixel; tile_* do both for a tile of pixels in shared memory, which
-// they read once: a thread owns a pixel there, or two in half precision where they lie side by side.
+// forward_* and backward_*: the first saves two numbers a pixel for the second. tile_* do both at once for a tile of pixels
+// in shared memory, which they read once: a thread owns a pixel there, or two in half precision where they lie side by side.
 //
-// *_planes but for tiles: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels few, and loops
-// over the classes. *_rows: a block copies the classes of its pixels, which lie side by side, to shared memory and back in
-// 16 bytes a thread; there a thread owns a pixel. *_lanes: a warp owns a pixel of many classes.
+// *_planes, but for tiles: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels
+// few, and loops over the classes. *_rows: a block copies the classes of its pixels, which lie side by side, to shared memory
+// and back in 16 bytes a thread; there a thread owns a pixel. *_lanes: a warp owns a pixel of many classes.
 //
-// All are bound by memory: one read forward, one read and one write backward, and of tiles one read and one write in all. Instructions an element (sm_90, half precision),
-// of which one and a quarter or one are exponentials: planes 9 forward and 14 backward, which is half and 40 % of an H100's
-// issue slots at its full bandwidth; rows 10 and 20, and some 200 a pixel.
+// All are bound by memory: one read forward, one read and one write backward, and of tiles one read and one write in all.
+// Instructions an element (sm_90, half precision), of which one and a quarter or one are exponentials: planes 9 forward and
+// 14 backward, which is half and 40 % of an H100's issue slots at its full bandwidth; rows 10 and 20, and some 200 a pixel;
+// tiles 25.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
