@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "grid.h"
 
@@ -31,6 +32,16 @@ FCN_FAST_HOST_DEVICE inline float exp_of(float x) {
 #endif
 }
 FCN_FAST_HOST_DEVICE inline double exp_of(double x) { return exp(x); }
+FCN_FAST_HOST_DEVICE inline float inverse_of(float x) {
+#ifdef __CUDA_ARCH__
+  float result;  // within a unit in the last place
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return 1 / x;
+#endif
+}
+FCN_FAST_HOST_DEVICE inline double inverse_of(double x) { return 1 / x; }
 FCN_FAST_HOST_DEVICE inline float mul_add(float a, float b, float c) { return fmaf(a, b, c); }
 FCN_FAST_HOST_DEVICE inline double mul_add(double a, double b, double c) { return fma(a, b, c); }
 FCN_FAST_HOST_DEVICE inline float log_of(float x) { return logf(x); }
@@ -75,39 +86,40 @@ template <class A, int V> FCN_FAST_HOST_DEVICE void store_line(const A (&line)[V
 
 // The softmax of a pixel over the classes seen so far. SMOOTH: also their sum of class_weight * (logit - shift).
 template <class A, bool SMOOTH> struct Softmax {
-  A largest = -A(INFINITY), sum = 0, smooth = 0, weights = 0;
-
-  // Where all logits so far are -inf, the sum stays 0.
-  FCN_FAST_HOST_DEVICE static A shift_of(A largest) { return largest == -A(INFINITY) ? A(0) : largest; }
+  // Never -inf: where all logits so far are, the sum stays 0.
+  A largest = std::numeric_limits<A>::lowest(), sum = 0, smooth = 0, weights = 0;
 
   template <int K> FCN_FAST_HOST_DEVICE void add(const A (&x)[K], const A (&class_weight)[K]) {
     A most = largest;
 #pragma unroll
     for (int k = 0; k < K; ++k) most = larger(most, x[k]);
-    const A shift = shift_of(most);
     A more = 0;  // by itself, as so many small ones added to a large sum one by one would lose digits
-    if (SMOOTH) smooth += (shift_of(largest) - shift) * weights;
+    if (SMOOTH) smooth += weighed(largest - most, weights);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
-      more += exp_of(x[k] - shift);
+      more += exp_of(x[k] - most);
       if (SMOOTH) {
-        if (class_weight[k] != 0) smooth = mul_add(x[k] - shift, class_weight[k], smooth);
+        smooth += weighed(x[k] - most, class_weight[k]);
         weights += class_weight[k];
       }
     }
-    sum = mul_add(sum, exp_of(largest - shift), more);
+    sum = mul_add(sum, exp_of(largest - most), more);
     largest = most;
   }
 
   FCN_FAST_HOST_DEVICE void merge(const Softmax& other) {
-    const A most = larger(largest, other.largest), shift = shift_of(most);
-    sum = sum * exp_of(largest - shift) + other.sum * exp_of(other.largest - shift);
+    const A most = larger(largest, other.largest);
+    sum = sum * exp_of(largest - most) + other.sum * exp_of(other.largest - most);
     if (SMOOTH) {
-      smooth += (shift_of(largest) - shift) * weights + other.smooth + (shift_of(other.largest) - shift) * other.weights;
+      smooth += weighed(largest - most, weights) + other.smooth + weighed(other.largest - most, other.weights);
       weights += other.weights;
     }
     largest = most;
   }
+
+ private:
+  // What has no weight counts for nothing, be it infinite.
+  FCN_FAST_HOST_DEVICE static A weighed(A x, A weight) { return weight == 0 ? A(0) : x * weight; }
 };
 
 }  // namespace fcn_fast::cuda

@@ -3,21 +3,25 @@
 // precision from the warp on.
 //
 // forward_* and backward_*: the first saves two numbers a pixel for the second. tile_* do both at once for a tile of pixels
-// in shared memory, which they read once: a thread owns a pixel there, or two in half precision where they lie side by side.
+// in shared memory, where the gradient takes the logits' place: a thread owns a pixel there, or two in half precision where
+// they lie side by side. weigh goes before them, for the mean's weight is in every gradient.
 //
 // *_planes, but for tiles: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels
 // few, and loops over the classes. *_rows: a block copies the classes of its pixels, which lie side by side, to shared memory
 // and back in 16 bytes a thread; there a thread owns a pixel. *_lanes: a warp owns a pixel of many classes.
 //
 // All are bound by memory: one read forward, one read and one write backward, and of tiles one read and one write in all.
-// Instructions an element (sm_90, half precision), of which one and a quarter or one are exponentials: planes 9 forward and
-// 14 backward, which is half and 40 % of an H100's issue slots at its full bandwidth; rows 10 and 20, and some 200 a pixel;
-// tiles 25.
+// Instructions an element (sm_90, half precision, without smoothing), of which one and a quarter or one are exponentials:
+// planes 8 forward and 9 backward, rows 10 and 10, tiles 16, of rows 21; and a pixel some 100 forward and 50 backward, in tiles
+// 230 with all that copies and finds them. At 19 classes a tile's are 29 an element, 70 % of an H100's issue slots at its full
+// bandwidth, and 36 in float32, 45 %.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
 #include <cuda_runtime.h>
+
+#include <cstring>
 
 #include "cuda/softmax_loss.h"
 #include "cuda/softmax_loss_plan.h"
@@ -29,6 +33,18 @@ template <> struct Storage<__nv_bfloat16> {
   FCN_FAST_HOST_DEVICE static float read(__nv_bfloat16 x) { return __bfloat162float(x); }
   FCN_FAST_HOST_DEVICE static __nv_bfloat16 write(float x) { return __float2bfloat16(x); }
 };
+// Two at a time, of which one is the upper half of 32 bits as it is.
+template <int V>
+  requires(V % 2 == 0)
+FCN_FAST_HOST_DEVICE void unpack(const Pack<__nv_bfloat16, V>& pack, float (&x)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; v += 2) {
+    uint32_t pair;
+    memcpy(&pair, &pack.at[v], sizeof pair);
+    const uint32_t bits[2] = {pair << 16, pair & 0xffff0000};
+    memcpy(&x[v], bits, sizeof bits);
+  }
+}
 template <> struct Storage<__half> {
   FCN_FAST_HOST_DEVICE static float read(__half x) { return __half2float(x); }
   FCN_FAST_HOST_DEVICE static __half write(float x) { return __float2half(x); }
@@ -84,17 +100,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
   add_block<kThreads>(forward_planes<T, V, SMOOTH>(w, {blockIdx.x, tiles, int(threadIdx.x), int(blockDim.x)}), blocks + blockIdx.x);
 }
 
-template <class T, int V>
+template <class T, int V, bool SMOOTH>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_planes(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t tiles) {
-  backward_planes<T, V>(w, {blockIdx.x, tiles, int(threadIdx.x), int(blockDim.x)}, class_sum(w));
+  backward_planes<T, V, SMOOTH>(w, {blockIdx.x, tiles, int(threadIdx.x), int(blockDim.x)}, class_sum(w));
 }
 
 // Brings a block's rows to shared memory.
 template <class T> __device__ T* fetch(const Work<arithmetic_t<T>>& w, const Rows& block) {
   extern __shared__ uint4 shared[];
   T* rows = reinterpret_cast<T*>(shared);
-  copy_rows(static_cast<const T*>(w.logits) + block.first * w.classes, rows, block.pixels * w.classes, threadIdx.x, blockDim.x,
-            [](const T* from, T* to) { __pipeline_memcpy_async(to, from, 16); });
+  copy_rows(static_cast<const T*>(w.logits) + block.first * w.classes, rows, block.pixels * w.classes, are_aligned(w), threadIdx.x,
+            blockDim.x, [](const T* from, T* to) { __pipeline_memcpy_async(to, from, 16); });
   __pipeline_commit();
   __pipeline_wait_prior(0);
   __syncthreads();
@@ -110,14 +126,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_rows(const __gri
 
 // And takes the gradient in their place from there.
 template <class T> __device__ void put(const Work<arithmetic_t<T>>& w, const Rows& block, const T* rows) {
-  copy_rows<T>(rows, static_cast<T*>(w.grad) + block.first * w.classes, block.pixels * w.classes, threadIdx.x, blockDim.x,
-               [](const T* from, T* to) { Pack<T, 16 / sizeof(T)>::load(from).store(to); });
+  copy_rows<T>(rows, static_cast<T*>(w.grad) + block.first * w.classes, block.pixels * w.classes, are_aligned(w), threadIdx.x,
+               blockDim.x, [](const T* from, T* to) { Pack<T, 16 / sizeof(T)>::load(from).store(to); });
 }
 
-template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_rows(const __grid_constant__ Work<arithmetic_t<T>> w) {
+template <class T, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_rows(const __grid_constant__ Work<arithmetic_t<T>> w) {
   const Rows block(blockIdx.x, blockDim.x, w.pixels);
   T* rows = fetch<T>(w, block);
-  backward_row<T>(w, rows, block, threadIdx.x, class_sum(w));
+  backward_row<T, SMOOTH>(w, rows, block, threadIdx.x, class_sum(w));
   __syncthreads();
   put(w, block, rows);
 }
@@ -140,9 +157,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) forward_lanes(const __gr
   add_block<kThreads>(finish_lanes<T>(w, pixel, lane, softmax), blocks + blockIdx.x);
 }
 
-template <class T> __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_lanes(const __grid_constant__ Work<arithmetic_t<T>> w) {
-  backward_lane<T>(w, (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp, threadIdx.x % kWarp, class_sum(w));
+template <class T, bool SMOOTH>
+__global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_lanes(const __grid_constant__ Work<arithmetic_t<T>> w) {
+  backward_lane<T, SMOOTH>(w, (int64_t(blockIdx.x) * kThreads + threadIdx.x) / kWarp, threadIdx.x % kWarp, class_sum(w));
 }
+
+// Blocks: of weigh, a multiple of a warp's lanes; of scale.
+constexpr int kWeighing = (4 * kMultiprocessors + kWarp - 1) / kWarp * kWarp, kScaling = 8 * kMultiprocessors;
 
 // The weights of a thread's pixels, whose labels it reads kReads together.
 template <class L, class A> __device__ A weights_of(const Work<A>& w) {
@@ -163,7 +184,7 @@ template <class L, class A> __device__ A weights_of(const Work<A>& w) {
 }
 
 // The weights of all labels, before a mean is made of them.
-template <class A> __global__ void __launch_bounds__(kThreads) weigh(const __grid_constant__ Work<A> w, Sums<double>* blocks) {
+template <class A> __global__ void __launch_bounds__(kThreads) weigh(const __grid_constant__ Work<A> w, double* blocks) {
   Sums<A> sums;
   switch (w.label_type) {
     case Type::u8: sums.weight = weights_of<uint8_t>(w); break;
@@ -171,53 +192,85 @@ template <class A> __global__ void __launch_bounds__(kThreads) weigh(const __gri
     case Type::i32: sums.weight = weights_of<int32_t>(w); break;
     default: sums.weight = weights_of<int64_t>(w);
   }
-  add_block<kThreads>(sums, blocks + blockIdx.x);
+  __shared__ Sums<double> total;
+  add_block<kThreads>(sums, &total);
+  if (threadIdx.x == 0) blocks[blockIdx.x] = total.weight;
 }
 
-// Forward and gradient of tiles, each of which is read once.
+// The sum of what weigh's blocks found, by each warp for itself.
+__device__ inline double add_weights(const double* blocks) {
+  double found[kWeighing / kWarp], sum = 0;
+#pragma unroll
+  for (int i = 0; i < kWeighing / kWarp; ++i) found[i] = blocks[i * kWarp + threadIdx.x % kWarp];
+#pragma unroll
+  for (int i = 0; i < kWeighing / kWarp; ++i) sum += found[i];
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+  return sum;
+}
+
+// What the gradients of a mean, or another reduction, have in common.
+template <class A> __device__ Common<A> common_of(const Work<A>& w, const double* weights) {
+  return {scale_of(w, w.mean ? A(add_weights(weights)) : A(0)), class_sum(w)};
+}
+
+// Forward and gradient of tiles, each of which is read once and written once.
 template <class T, int V, bool SMOOTH>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    tile_planes(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t tiles, int64_t all, Sums<double>* blocks) {
+    tile_planes(const __grid_constant__ Work<arithmetic_t<T>> w, const double* weights, int64_t tiles, Sums<double>* blocks) {
   using A = arithmetic_t<T>;
   extern __shared__ uint4 shared[];
-  T* tile = reinterpret_cast<T*>(shared);
-  const int32_t row = blockDim.x * V, mine = threadIdx.x * V;
-  const A sum_of_weights = class_sum(w);
+  T* const tile = reinterpret_cast<T*>(shared);
+  const Tile<T, V> part(w, threadIdx.x, blockDim.x);
+  T* const own = part.own(tile);
+  const int32_t mine = threadIdx.x * V;
+  const Common<A> common = common_of(w, weights);
   Sums<A> sums;
-  for (int64_t t = blockIdx.x; t < all; t += gridDim.x) {
-    const int64_t image = t / tiles, first = t % tiles * row, at = image * w.pixels + first + mine;
-    const int64_t begin = image * w.classes * w.pixels + first;
-    const int32_t pixels = w.pixels - first < row ? int32_t(w.pixels - first) : row;
-    copy_planes(static_cast<const T*>(w.logits) + begin, w.pixels, tile, row, w.classes, pixels, threadIdx.x, blockDim.x,
-                [](const T* from, T* to) { __pipeline_memcpy_async(to, from, 16); });
+  // Where the next tile is so much further on, without dividing again.
+  const int64_t images = gridDim.x / tiles, ahead = gridDim.x % tiles;
+  int64_t image = blockIdx.x / tiles, t = blockIdx.x % tiles;
+  while (image < w.images) {
+    const int64_t first = t * part.pixels, at = image * w.pixels + first + mine, begin = image * w.classes * w.pixels + first;
+    const int32_t pixels = w.pixels - first < part.pixels ? int32_t(w.pixels - first) : part.pixels;
+    part.copy(static_cast<T*>(const_cast<void*>(w.logits)) + begin, w.pixels, tile, pixels, [](const T* memory, T* shared, auto pack) {
+      if constexpr (decltype(pack)::value) __pipeline_memcpy_async(shared, memory, 16);
+      else *shared = *memory;
+    });
     __pipeline_commit();
-    int32_t label[V];
-    if (mine < pixels) read_labels(w, at, label);
+    part.fill(own);
+    Pixels<A, V> own_pixels;
+    if (mine < pixels) own_pixels = {w, at};
     __pipeline_wait_prior(0);
     __syncthreads();
     if (mine < pixels)
-      sums.add(forward_and_gradient<SMOOTH, kAbreast<V>>(w, tile + mine, row, static_cast<T*>(w.grad) + begin + mine, w.pixels,
-                                                         {0, 1, w.classes}, at, label, sum_of_weights));
+      sums.add(forward_and_gradient<SMOOTH, kAbreast<V>>(w, own, part.kLine, Order<true>{0, 1, filled(w.classes)}, own_pixels, common));
     __syncthreads();
+    part.copy(static_cast<T*>(w.grad) + begin, w.pixels, tile, pixels, [](T* memory, const T* shared, auto pack) {
+      if constexpr (decltype(pack)::value) Pack<T, 16 / sizeof(T)>::load(shared).store(memory);
+      else *memory = *shared;
+    });
+    // The next tile's logits are copied to where the same thread has just copied from.
+    image += images;
+    if ((t += ahead) >= tiles) {
+      t -= tiles;
+      ++image;
+    }
   }
   add_block<kThreads>(sums, blocks + blockIdx.x);
 }
 
 template <class T, bool SMOOTH>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>)
-    tile_rows(const __grid_constant__ Work<arithmetic_t<T>> w, int64_t all, Sums<double>* blocks) {
+    tile_rows(const __grid_constant__ Work<arithmetic_t<T>> w, const double* weights, int64_t tiles, Sums<double>* blocks) {
   using A = arithmetic_t<T>;
-  const A sum_of_weights = class_sum(w);
+  const Common<A> common = common_of(w, weights);
   Sums<A> sums;
-  for (int64_t t = blockIdx.x; t < all; t += gridDim.x) {
+  for (int64_t t = blockIdx.x; t < tiles; t += gridDim.x) {
     const Rows block(t, blockDim.x, w.pixels);
     const int64_t pixel = block.first + threadIdx.x;
     T* rows = fetch<T>(w, block);
     if (int32_t(threadIdx.x) < block.pixels) {
-      int32_t label[1];
-      read_labels(w, pixel, label);
-      T* x = rows + threadIdx.x * w.classes;
-      sums.add(forward_and_gradient<SMOOTH, kTogether>(w, x, 1, x, 1, row_order(w, pixel), pixel, label, sum_of_weights));
+      const Pixels<A, 1> own(w, pixel);
+      sums.add(forward_and_gradient<SMOOTH, kTogether>(w, rows + threadIdx.x * w.classes, 1, row_order(w, pixel), own, common));
     }
     __syncthreads();
     put(w, block, rows);
@@ -310,13 +363,13 @@ template <class T, bool SMOOTH> void forward(const Work<arithmetic_t<T>>& w, con
   else forward_planes<T, 1, SMOOTH><<<grid, plan.threads, 0, stream>>>(w, plan.tiles, sums);
 }
 
-template <class T> void backward(const Work<arithmetic_t<T>>& w, const Plan& plan, cudaStream_t stream) {
+template <class T, bool SMOOTH> void backward(const Work<arithmetic_t<T>>& w, const Plan& plan, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(T);
   const dim3 grid(plan.blocks);
-  if (plan.share == Share::kLanes) backward_lanes<T><<<grid, plan.threads, 0, stream>>>(w);
-  else if (plan.share == Share::kRows) backward_rows<T><<<grid, plan.threads, plan.shared, stream>>>(w);
-  else if (plan.pack > 1) backward_planes<T, V><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
-  else backward_planes<T, 1><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
+  if (plan.share == Share::kLanes) backward_lanes<T, SMOOTH><<<grid, plan.threads, 0, stream>>>(w);
+  else if (plan.share == Share::kRows) backward_rows<T, SMOOTH><<<grid, plan.threads, plan.shared, stream>>>(w);
+  else if (plan.pack > 1) backward_planes<T, V, SMOOTH><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
+  else backward_planes<T, 1, SMOOTH><<<grid, plan.threads, 0, stream>>>(w, plan.tiles);
 }
 
 // Shared memory that a block of the current device can ask for.
@@ -327,19 +380,18 @@ int64_t most_shared() {
   return bytes;
 }
 
-template <class T, bool SMOOTH> void make_gradient(const Work<arithmetic_t<T>>& w, const Tiles& plan, Sums<double>* sums, cudaStream_t stream) {
+template <class T, bool SMOOTH>
+void make_gradient(const Work<arithmetic_t<T>>& w, const Tiles& plan, const double* weights, Sums<double>* sums, cudaStream_t stream) {
   constexpr int V = sizeof(T) == 2 ? 2 : 1;
-  const auto launch = [&](auto kernel, auto... more) {
+  const auto launch = [&](auto kernel) {
     // The same for all plans: another thread may launch the kernel too.
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(most_shared() / Tiles::kLeast));
-    kernel<<<plan.blocks, plan.threads, plan.shared, stream>>>(w, more..., plan.all, sums);
+    kernel<<<plan.blocks, plan.threads, plan.shared, stream>>>(w, weights, plan.tiles, sums);
   };
   if (plan.share == Share::kRows) launch(tile_rows<T, SMOOTH>);
-  else if (plan.pack > 1) launch(tile_planes<T, V, SMOOTH>, plan.tiles);
-  else launch(tile_planes<T, 1, SMOOTH>, plan.tiles);
+  else if (plan.pack > 1) launch(tile_planes<T, V, SMOOTH>);
+  else launch(tile_planes<T, 1, SMOOTH>);
 }
-
-constexpr int kWeighing = 8 * 132, kScaling = 8 * 132;  // blocks
 
 }  // namespace
 
@@ -381,7 +433,8 @@ const char* softmax_loss_backward(const void* grad_output, const Map& logits, co
     w.grad_output = static_cast<const A*>(grad_output);
     w.total_weight = static_cast<const A*>(total_weight);
     w.inverse_divisor = A(inverse_divisor(logits, targets.reduction));
-    backward<T>(w, plan, stream);
+    if (w.even != 0) backward<T, true>(w, plan, stream);
+    else backward<T, false>(w, plan, stream);
   });
   return last_error();
 }
@@ -393,7 +446,7 @@ int64_t before_normaliser(const Map& logits) { return (softmax_loss_scratch(logi
 
 int64_t softmax_loss_and_gradient_scratch(const Map& logits) {
   const Tiles plan(logits, most_shared());
-  if (plan.fit) return (plan.blocks > kWeighing ? plan.blocks : kWeighing) * int64_t(sizeof(Sums<double>));
+  if (plan.fit) return kWeighing * int64_t(sizeof(double)) + plan.blocks * int64_t(sizeof(Sums<double>));
   const int64_t normaliser = 2 * logits.n * logits.h * logits.w * (logits.type == Type::f64 ? 8 : 4);
   return before_normaliser(logits) + normaliser;
 }
@@ -407,27 +460,21 @@ const char* softmax_loss_and_gradient(const Map& logits, const Targets& targets,
     const char* error = softmax_loss(logits, targets, loss, normaliser, total_weight, first_bad, scratch, stream);
     return error ? error : softmax_loss_backward(nullptr, logits, targets, normaliser, total_weight, grad, stream);
   }
-  Sums<double>* sums = static_cast<Sums<double>*>(scratch);
+  double* weights = static_cast<double*>(scratch);
+  Sums<double>* sums = reinterpret_cast<Sums<double>*>(weights + kWeighing);
+  const double divisor = inverse_divisor(logits, targets.reduction);
   dispatch(logits.type, [&](auto t) {
     using T = decltype(t);
     using A = arithmetic_t<T>;
     Work<A> w = work_of<A>(logits, targets, plan);
     w.grad = grad.data;
-    w.total_weight = static_cast<const A*>(total_weight);
-    w.inverse_divisor = A(inverse_divisor(logits, targets.reduction));
-    const auto add = [&](int64_t count, A* result) {
-      add_blocks<A><<<1, 1024, 0, stream>>>(sums, count, result, static_cast<A*>(total_weight), first_bad, w.mean,
-                                            inverse_divisor(logits, targets.reduction));
-    };
-    if (plan.blocks && w.mean) {
-      weigh<A><<<kWeighing, kThreads, 0, stream>>>(w, sums);
-      add(kWeighing, nullptr);
-    }
+    w.inverse_divisor = A(divisor);
     if (plan.blocks) {
-      if (w.even != 0) make_gradient<T, true>(w, plan, sums, stream);
-      else make_gradient<T, false>(w, plan, sums, stream);
+      if (w.mean) weigh<A><<<kWeighing, kThreads, 0, stream>>>(w, weights);
+      if (w.even != 0) make_gradient<T, true>(w, plan, weights, sums, stream);
+      else make_gradient<T, false>(w, plan, weights, sums, stream);
     }
-    add(plan.blocks, static_cast<A*>(loss));
+    add_blocks<A><<<1, 1024, 0, stream>>>(sums, plan.blocks, static_cast<A*>(loss), static_cast<A*>(total_weight), first_bad, w.mean, divisor);
   });
   return last_error();
 }

@@ -6,6 +6,7 @@
 namespace fcn_fast::cuda {
 
 constexpr int kWarp = 32;
+constexpr int kMultiprocessors = 132;  // an H100's, which are to be filled; whatever the device, so that all add in the same order
 
 // kPlanes: a thread owns ``pack`` neighbouring pixels, whose classes lie a plane apart. kRows: a thread owns a pixel, whose
 // classes lie side by side, and a block brings its pixels to shared memory. kLanes: a warp owns such a pixel.
@@ -41,8 +42,8 @@ struct Plan {
   }
 
  private:
-  // Two blocks for each multiprocessor of an H100: with fewer, threads do less each and blocks are smaller.
-  static constexpr int64_t kFill = 2 * 132;
+  // Two blocks for each multiprocessor: with fewer, threads do less each and blocks are smaller.
+  static constexpr int64_t kFill = 2 * kMultiprocessors;
   // The shared memory of a block: two blocks fit into the smallest multiprocessors, seven into an H100's. And the most
   // classes for one thread to go through.
   static constexpr int64_t kShared = 32 << 10, kLongest = 256;
@@ -72,7 +73,8 @@ struct Tiles {
       pixels *= images;
       images = 1;
     }
-    const int64_t of_thread = logits.c * size * pack;
+    // Planes are filled up to a multiple of four classes.
+    const int64_t of_thread = (share == Share::kPlanes ? (logits.c + 3) / 4 * 4 : logits.c) * size * pack;
     while (threads > kWarp && (of_thread * threads * kWaiting > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
     shared = int(of_thread * threads);
     fit = of_thread * kWarp * kLeast <= most_shared;
@@ -84,9 +86,7 @@ struct Tiles {
  private:
   // Blocks of a multiprocessor that wait for memory while others compute, if threads need not become fewer than a warp for it.
   static constexpr int64_t kWaiting = 5;
-  static constexpr int64_t kFill = 2 * 132;
-  // As many sums to add up in the end, whatever the device: in the same order on all.
-  static constexpr int64_t kMost = 16 * 132;
+  static constexpr int64_t kFill = 2 * kMultiprocessors, kMost = 16 * kMultiprocessors;
 
   int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }
 };

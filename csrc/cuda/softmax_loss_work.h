@@ -10,6 +10,7 @@
 namespace fcn_fast::cuda {
 
 constexpr int32_t kIgnored = -1, kBad = -2;
+constexpr int kTogether = 4;  // classes whose exponentials are added up by themselves
 
 // What a kernel is given; pixels are those of one image. Classes side by side: all images are one, of image_pixels each.
 template <class A> struct Work {
@@ -27,23 +28,47 @@ template <class A> struct Work {
   bool per_pixel, mean;
   A inverse_divisor;
 
-  FCN_FAST_HOST_DEVICE int32_t label(int64_t at) const {
-    int64_t label;
-    switch (label_type) {
-      case Type::u8: label = static_cast<const uint8_t*>(labels)[at]; break;
-      case Type::i16: label = static_cast<const int16_t*>(labels)[at]; break;
-      case Type::i32: label = static_cast<const int32_t*>(labels)[at]; break;
-      default: label = static_cast<const int64_t*>(labels)[at];
-    }
-    return known(label);
-  }
   // A label as it was read, or kIgnored, or kBad.
   FCN_FAST_HOST_DEVICE int32_t known(int64_t label) const {
     if (label == ignore_index) return kIgnored;
-    return label < 0 || label >= classes ? kBad : int32_t(label);
+    return uint64_t(label) >= uint64_t(classes) ? kBad : int32_t(label);
   }
   FCN_FAST_HOST_DEVICE A weight_of(int32_t c) const { return class_weight ? class_weight[c] : A(1); }
   FCN_FAST_HOST_DEVICE A weight_at(int64_t at) const { return pixel_weight ? pixel_weight[at] : A(1); }
+};
+
+// Whether what is read and what is written, if anything is, begins at 16 bytes.
+template <class A> FCN_FAST_HOST_DEVICE bool are_aligned(const Work<A>& w) {
+  return (reinterpret_cast<uintptr_t>(w.logits) | reinterpret_cast<uintptr_t>(w.grad)) % 16 == 0;
+}
+
+// What counts of V neighbouring pixels from ``at`` on, beside their logits.
+template <class A, int V> struct Pixels {
+  int64_t at;
+  int32_t label[V];
+  A of_class[V], of_pixel[V];  // weights
+
+  Pixels() = default;
+  FCN_FAST_HOST_DEVICE Pixels(const Work<A>& w, int64_t at) : at(at) {
+    const auto read = [&](const auto* labels) {
+#pragma unroll
+      for (int v = 0; v < V; ++v) label[v] = w.known(labels[at + v]);
+    };
+    switch (w.label_type) {
+      case Type::u8: read(static_cast<const uint8_t*>(w.labels)); break;
+      case Type::i16: read(static_cast<const int16_t*>(w.labels)); break;
+      case Type::i32: read(static_cast<const int32_t*>(w.labels)); break;
+      default: read(static_cast<const int64_t*>(w.labels));
+    }
+#pragma unroll
+    for (int v = 0; v < V; ++v) of_class[v] = of_pixel[v] = 1;
+    if (w.class_weight)
+#pragma unroll
+      for (int v = 0; v < V; ++v) of_class[v] = label[v] >= 0 ? w.class_weight[label[v]] : A(1);
+    if (w.pixel_weight)
+#pragma unroll
+      for (int v = 0; v < V; ++v) of_pixel[v] = w.pixel_weight[at + v];
+  }
 };
 
 // What pixels add to the sums.
@@ -57,16 +82,27 @@ template <class A> struct Sums {
   }
 };
 
-// The classes of a pixel that are a thread's, in its order: start, start + step and so on, after the last one 0.
-struct Order {
+// The classes of a pixel that are a thread's, in its order: start, start + step and so on, after the last one 0. WHOLE: the
+// count is a multiple of kTogether, with classes of logit -inf and no weight after the last one.
+template <bool WHOLE = false> struct Order {
   int32_t start, step, count;
 };
 
-// Calls f(j, whole) for groups of K among count classes: from the j-th on. Of the last group, not whole, some are missing.
-template <int K, class F> FCN_FAST_HOST_DEVICE void in_groups(int32_t count, const F& f) {
+// Calls f(j, whole) for groups of K among an order's classes: from the j-th on. Of the last group, not whole, some are missing.
+template <int K, bool WHOLE, class F> FCN_FAST_HOST_DEVICE void in_groups(const Order<WHOLE>& order, const F& f) {
   int32_t j = 0;
-  for (; j + K <= count; j += K) f(j, std::true_type{});
-  if (j < count) f(j, std::false_type{});
+  for (; j + K <= order.count; j += K) f(j, std::integral_constant<int, K>{}, std::true_type{});
+  if (WHOLE && K > kTogether) {
+    for (; j < order.count; j += kTogether) f(j, std::integral_constant<int, kTogether>{}, std::true_type{});
+  } else if (!WHOLE && j < order.count) {
+    f(j, std::integral_constant<int, K>{}, std::false_type{});
+  }
+}
+
+// V numbers as they are computed with.
+template <class T, int V> FCN_FAST_HOST_DEVICE void unpack(const Pack<T, V>& pack, arithmetic_t<T> (&x)[V]) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) x[v] = Storage<T>::read(pack.at[v]);
 }
 
 // The j-th group of V neighbouring pixels' logits, a stride from class to class; for what is missing, the last one again.
@@ -74,10 +110,10 @@ template <class T, int V, int K> struct Group {
   int32_t first, step, count;
   Pack<T, V> at[K];
 
-  template <class WHOLE>
-  FCN_FAST_HOST_DEVICE Group(const T* x, int64_t stride, int32_t classes, Order order, int32_t j, WHOLE)
+  template <class ORDER, class S, class WHOLE>
+  FCN_FAST_HOST_DEVICE Group(const T* x, S stride, int32_t classes, const ORDER& order, int32_t j, WHOLE)
       : first(order.start + j * order.step), step(order.step), count(WHOLE::value ? K : order.count - j) {
-    if (first >= classes) first -= classes;
+    if (order.start > 0 && first >= classes) first -= classes;
 #pragma unroll
     for (int k = 0; k < K; ++k) at[k] = Pack<T, V>::load(x + class_of(k < count ? k : count - 1) * stride);
   }
@@ -86,25 +122,28 @@ template <class T, int V, int K> struct Group {
 
 // Adds a thread's classes to the softmax of V neighbouring pixels, K loads in flight. kTogether by kTogether, whatever K and
 // V, so that a pixel has the same bits in every batch.
-constexpr int kTogether = 4;
-template <int K, class T, int V, bool SMOOTH>
-FCN_FAST_HOST_DEVICE void add_classes(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, Order order,
+template <int K, class T, int V, bool SMOOTH, class ORDER, class S>
+FCN_FAST_HOST_DEVICE void add_classes(const Work<arithmetic_t<T>>& w, const T* x, S stride, const ORDER& order,
                                       Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V]) {
   using A = arithmetic_t<T>;
-  in_groups<K>(order.count, [&](int32_t j, auto whole) {
-    const Group<T, V, K> group(x, stride, w.classes, order, j, whole);
+  in_groups<K>(order, [&](int32_t j, auto in_all, auto whole) {
+    const Group<T, V, in_all.value> group(x, stride, w.classes, order, j, whole);
 #pragma unroll
-    for (int part = 0; part < K; part += kTogether) {
+    for (int part = 0; part < in_all.value; part += kTogether) {
       A weights[kTogether];
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k)
-        weights[k] = SMOOTH && part + k < group.count ? w.weight_of(group.class_of(part + k)) : A(0);
+      for (int k = 0; k < kTogether; ++k) {
+        const int32_t c = group.class_of(part + k);
+        weights[k] = SMOOTH && part + k < group.count && c < w.classes ? w.weight_of(c) : A(0);
+      }
+      A x[kTogether][V];
+#pragma unroll
+      for (int k = 0; k < kTogether; ++k) unpack(group.at[part + k], x[k]);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         A column[kTogether];
 #pragma unroll
-        for (int k = 0; k < kTogether; ++k)
-          column[k] = part + k < group.count ? A(Storage<T>::read(group.at[part + k].at[v])) : -A(INFINITY);
+        for (int k = 0; k < kTogether; ++k) column[k] = part + k < group.count ? x[k][v] : -A(INFINITY);
         softmax[v].add(column, weights);
       }
     }
@@ -123,115 +162,152 @@ template <int V, class A> FCN_FAST_HOST_DEVICE Normaliser<A, V> saved_normaliser
   return normaliser;
 }
 
-template <class A, int V> FCN_FAST_HOST_DEVICE void read_labels(const Work<A>& w, int64_t at, int32_t (&label)[V]) {
-#pragma unroll
-  for (int v = 0; v < V; ++v) label[v] = w.label(at + v);
-}
-
-// The end of the forward pass of pixels from ``at`` on.
-template <class T, int V, bool SMOOTH>
-FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> finish(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, int64_t at,
-                                                  const int32_t (&label)[V], const Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V],
-                                                  Normaliser<arithmetic_t<T>, V>& normaliser) {
+// The end of the forward pass; SAVE: with what it leaves for each pixel.
+template <bool SAVE = true, class T, int V, bool SMOOTH, class S>
+FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> finish(const Work<arithmetic_t<T>>& w, const T* x, S stride, const Pixels<arithmetic_t<T>, V>& p,
+                                                  const Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V]) {
   using A = arithmetic_t<T>;
   A value[V];
   Sums<A> sums;
+  Normaliser<A, V> normaliser;
 #pragma unroll
   for (int v = 0; v < V; ++v) {
+    const int32_t label = p.label[v];
     const A largest = normaliser.largest[v] = softmax[v].largest, log_sum = normaliser.log_sum[v] = log_of(softmax[v].sum);
-    value[v] = label[v] == kBad ? A(NAN) : A(0);
-    if (label[v] >= 0) {
-      const A weight = w.weight_of(label[v]), pixel = w.weight_at(at + v), own = Storage<T>::read(x[label[v] * stride + v]);
-      value[v] = w.hard * weight * (log_sum - (own - largest));
+    value[v] = label == kBad ? A(NAN) : A(0);
+    if (label >= 0) {
+      const A own = Storage<T>::read(x[label * stride + v]);
+      value[v] = w.hard * p.of_class[v] * (log_sum - (own - largest));
       if (SMOOTH) value[v] += w.even * (softmax[v].weights * log_sum - softmax[v].smooth);
-      value[v] *= pixel;
-      sums.weight += weight * pixel;
+      value[v] *= p.of_pixel[v];
+      sums.weight += p.of_class[v] * p.of_pixel[v];
     }
     sums.loss += value[v];
-    if (label[v] == kBad && sums.bad > at + v) sums.bad = at + v;
+    if (label == kBad && sums.bad > p.at + v) sums.bad = p.at + v;
   }
-  if (w.saved) {
-    store_line(normaliser.largest, w.saved + at);
-    store_line(normaliser.log_sum, w.saved + w.images * w.pixels + at);
+  if (SAVE && w.saved) {
+    store_line(normaliser.largest, w.saved + p.at);
+    store_line(normaliser.log_sum, w.saved + w.images * w.pixels + p.at);
   }
-  if (w.loss) store_line(value, w.loss + at);
+  if (SAVE && w.loss) store_line(value, w.loss + p.at);
   return sums;
 }
 
-// What a pixel's gradient is made of: whole * softmax - even * class_weight, and less own at its label.
+// What all gradients have in common.
+template <class A> struct Common {
+  A scale;      // of the reduction
+  A class_sum;  // of the class weights, where there is smoothing
+};
+template <class A> FCN_FAST_HOST_DEVICE A scale_of(const Work<A>& w, A total_weight) {
+  if (!w.mean) return w.inverse_divisor;
+  return total_weight == 0 ? A(0) : 1 / total_weight;
+}
+
+// What a pixel's gradient is made of: share * exp(logit - largest) - even * class_weight, and less own at its label.
 template <class A> struct Gradient {
   int32_t label = kIgnored;
-  A own = 0, even = 0, whole = 0, largest = 0, log_sum = 0;
+  A own = 0, even = 0, whole = 0, share, largest;
 
-  // class_sum: of the class weights, where there is smoothing.
-  FCN_FAST_HOST_DEVICE void prepare(const Work<A>& w, int64_t at, int32_t own_label, A class_sum) {
-    label = own_label;
+  // arrives: what the pixel's loss is differentiated by, with the reduction's scale.
+  template <bool SMOOTH, int V>
+  FCN_FAST_HOST_DEVICE void prepare(const Work<A>& w, const Pixels<A, V>& p, int v, A arrives, A of_largest, A inverse_sum,
+                                    const Common<A>& common) {
+    label = p.label[v];
+    largest = of_largest;
     if (label == kBad) whole = A(NAN);
-    A scale = w.inverse_divisor;
-    if (w.mean) scale = *w.total_weight == 0 ? A(0) : 1 / *w.total_weight;
-    if (label < 0 || scale == 0) return;
-    // The scale by itself first: half of a product of all may be too small a number.
-    const A arrives = w.grad_output ? w.grad_output[w.per_pixel ? at : 0] : A(1);
-    const A pixel = arrives * scale * w.weight_at(at);
-    own = pixel * w.hard * w.weight_of(label);
-    even = pixel * w.even;
-    whole = own + even * class_sum;
+    if (label >= 0 && common.scale != 0) {
+      const A pixel = arrives * p.of_pixel[v];
+      whole = own = pixel * w.hard * p.of_class[v];
+      if (SMOOTH) {
+        even = pixel * w.even;
+        whole += even * common.class_sum;
+      }
+    }
+    share = whole * inverse_sum;
   }
-  template <bool SMOOTH> FCN_FAST_HOST_DEVICE A of(A x, int32_t c, A class_weight) const {
-    A value = mul_add(whole, exp_of(x - largest - log_sum), c == label ? -own : A(0));
-    if (SMOOTH) value = mul_add(-even, class_weight, value);
-    return whole == 0 ? A(0) : value;  // an ignored pixel has none, whatever its logits
+  // less: own at the label, else 0.
+  template <bool SMOOTH> FCN_FAST_HOST_DEVICE A of(A x, A less, A class_weight) const {
+    const A value = mul_add(share, exp_of(x - largest), -less);
+    return SMOOTH ? mul_add(-even, class_weight, value) : value;
   }
+  // An ignored pixel has no gradient, whatever its logits; where they are not finite, not by itself.
+  FCN_FAST_HOST_DEVICE bool is_nothing() const { return whole == 0 && share != 0; }
 };
 
-// Writes the gradient of a thread's classes of V neighbouring pixels from ``at`` on; x and grad may be the same.
-template <bool SMOOTH, int K, int V, class T>
-FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, T* grad, int64_t grad_stride, Order order,
-                                         int64_t at, const int32_t (&label)[V], const Normaliser<arithmetic_t<T>, V>& normaliser,
-                                         arithmetic_t<T> class_sum) {
+// Writes the gradient of a thread's classes of V neighbouring pixels. IN_PLACE of the logits, which are then in shared
+// memory: there the labels' are written once more afterwards, for less than looking for them among all.
+template <bool SMOOTH, int K, bool IN_PLACE, int V, class T, class ORDER, class S>
+FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T* x, T* grad, S stride, const ORDER& order,
+                                         const Gradient<arithmetic_t<T>> (&gradient)[V]) {
   using A = arithmetic_t<T>;
+  const A* const class_weight = SMOOTH ? w.class_weight : nullptr;
+  A own[V] = {};
+#pragma unroll
+  for (int v = 0; v < V; ++v)
+    if (IN_PLACE && gradient[v].label >= 0) own[v] = Storage<T>::read(x[gradient[v].label * stride + v]);
+  in_groups<K>(order, [&](int32_t j, auto in_all, auto whole) {
+    const Group<T, V, in_all.value> group(x, stride, w.classes, order, j, whole);
+#pragma unroll
+    for (int k = 0; k < in_all.value; ++k) {
+      if (k >= group.count) break;
+      const int32_t c = group.class_of(k);
+      const A weight = class_weight && c < w.classes ? class_weight[c] : A(1);
+      A logit[V];
+      unpack(group.at[k], logit);
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        const A less = !IN_PLACE && c == gradient[v].label ? gradient[v].own : A(0);
+        pack.at[v] = Storage<T>::write(gradient[v].template of<SMOOTH>(logit[v], less, weight));
+      }
+      pack.store(grad + c * stride);
+    }
+  });
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    const Gradient<A>& g = gradient[v];
+    if (IN_PLACE && g.label >= 0)
+      grad[g.label * stride + v] = Storage<T>::write(g.template of<SMOOTH>(own[v], g.own, class_weight ? class_weight[g.label] : A(1)));
+    if (g.is_nothing())
+#pragma unroll 1
+      for (int32_t j = 0; j < order.count; ++j) {
+        const int32_t c = order.start + j * order.step;
+        grad[(c < w.classes ? c : c - w.classes) * stride + v] = Storage<T>::write(A(0));
+      }
+  }
+}
+
+// Of what is saved for it.
+template <bool SMOOTH, int K, int V, bool IN_PLACE = false, class T, class ORDER, class S>
+FCN_FAST_HOST_DEVICE void backward(const Work<arithmetic_t<T>>& w, const T* x, T* grad, S stride, const ORDER& order, int64_t at,
+                                   arithmetic_t<T> class_sum) {
+  using A = arithmetic_t<T>;
+  const Pixels<A, V> pixels(w, at);
+  const auto normaliser = saved_normaliser<V>(w, at);
+  const Common<A> common{scale_of(w, *w.total_weight), class_sum};
   Gradient<A> gradient[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    gradient[v].prepare(w, at + v, label[v], class_sum);
-    gradient[v].largest = normaliser.largest[v];
-    gradient[v].log_sum = normaliser.log_sum[v];
+    // The scale by itself first: half of a product of all may be too small a number.
+    const A arrives = common.scale * (w.grad_output ? w.grad_output[w.per_pixel ? at + v : 0] : A(1));
+    gradient[v].template prepare<SMOOTH>(w, pixels, v, arrives, normaliser.largest[v], exp_of(-normaliser.log_sum[v]), common);
   }
-  const A* const class_weight = SMOOTH && w.even != 0 ? w.class_weight : nullptr;
-  in_groups<K>(order.count, [&](int32_t j, auto whole) {
-    Group<T, V, K> group(x, stride, w.classes, order, j, whole);
-#pragma unroll
-    for (int k = 0; k < K; ++k) {
-      if (k >= group.count) break;
-      const int32_t c = group.class_of(k);
-      const A weight = class_weight ? class_weight[c] : A(1);
-      Pack<T, V>& pack = group.at[k];
-#pragma unroll
-      for (int v = 0; v < V; ++v) pack.at[v] = Storage<T>::write(gradient[v].template of<SMOOTH>(Storage<T>::read(pack.at[v]), c, weight));
-      pack.store(grad + c * grad_stride);
-    }
-  });
+  write_gradient<SMOOTH, K, IN_PLACE>(w, x, grad, stride, order, gradient);
 }
 
-// As write_gradient, of what is saved for it.
-template <int K, int V, class T>
-FCN_FAST_HOST_DEVICE void backward(const Work<arithmetic_t<T>>& w, const T* x, T* grad, int64_t stride, Order order, int64_t at,
-                                   arithmetic_t<T> class_sum) {
-  int32_t label[V];
-  read_labels(w, at, label);
-  write_gradient<true, K>(w, x, stride, grad, stride, order, at, label, saved_normaliser<V>(w, at), class_sum);
-}
-
-// Forward, and at once the gradient.
-template <bool SMOOTH, int K, int V, class T>
-FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_and_gradient(const Work<arithmetic_t<T>>& w, const T* x, int64_t stride, T* grad,
-                                                                int64_t grad_stride, Order order, int64_t at, const int32_t (&label)[V],
-                                                                arithmetic_t<T> class_sum) {
-  Softmax<arithmetic_t<T>, SMOOTH> softmax[V];
+// Forward, and at once the gradient in the logits' place.
+template <bool SMOOTH, int K, int V, class T, class ORDER, class S>
+FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_and_gradient(const Work<arithmetic_t<T>>& w, T* x, S stride, const ORDER& order,
+                                                                const Pixels<arithmetic_t<T>, V>& pixels,
+                                                                const Common<arithmetic_t<T>>& common) {
+  using A = arithmetic_t<T>;
+  Softmax<A, SMOOTH> softmax[V];
   add_classes<K>(w, x, stride, order, softmax);
-  Normaliser<arithmetic_t<T>, V> normaliser;
-  const auto sums = finish(w, x, stride, at, label, softmax, normaliser);
-  write_gradient<SMOOTH, K>(w, x, stride, grad, grad_stride, order, at, label, normaliser, class_sum);
+  const auto sums = finish<false>(w, x, stride, pixels, softmax);
+  Gradient<A> gradient[V];
+#pragma unroll
+  for (int v = 0; v < V; ++v) gradient[v].template prepare<SMOOTH>(w, pixels, v, common.scale, softmax[v].largest, inverse_of(softmax[v].sum), common);
+  write_gradient<SMOOTH, K, true>(w, x, x, stride, order, gradient);
   return sums;
 }
 
@@ -249,38 +325,64 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_planes(const Work<arithmetic_
   if (p.first >= w.pixels) return {};
   const T* x = static_cast<const T*>(w.logits) + p.image * w.classes * w.pixels + p.first;
   const int64_t at = p.image * w.pixels + p.first;
-  int32_t label[V];
-  read_labels(w, at, label);
+  const Pixels<arithmetic_t<T>, V> pixels(w, at);
   Softmax<arithmetic_t<T>, SMOOTH> softmax[V];
-  add_classes<kAbreast<V>>(w, x, w.pixels, {0, 1, w.classes}, softmax);
-  Normaliser<arithmetic_t<T>, V> normaliser;
-  return finish(w, x, w.pixels, at, label, softmax, normaliser);
+  add_classes<kAbreast<V>>(w, x, w.pixels, Order<>{0, 1, w.classes}, softmax);
+  return finish(w, x, w.pixels, pixels, softmax);
 }
 
-template <class T, int V>
+template <class T, int V, bool SMOOTH>
 FCN_FAST_HOST_DEVICE void backward_planes(const Work<arithmetic_t<T>>& w, const Planes<V>& p, arithmetic_t<T> class_sum) {
   if (p.first >= w.pixels) return;
   const int64_t at = p.image * w.classes * w.pixels + p.first;
-  backward<kAbreast<V>, V>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, w.pixels, {0, 1, w.classes},
-                           p.image * w.pixels + p.first, class_sum);
+  backward<SMOOTH, kAbreast<V>, V>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, w.pixels,
+                                   Order<>{0, 1, w.classes}, p.image * w.pixels + p.first, class_sum);
 }
 
-// A thread's part in copying a tile of planes, pixels that lie at x and ``plane`` apart, to shared memory, ``row`` apart: 16
-// bytes at a time where they are aligned. copy(from, to) does 16 bytes.
-template <class T, class F>
-FCN_FAST_HOST_DEVICE void copy_planes(const T* x, int64_t plane, T* tile, int32_t row, int32_t classes, int32_t pixels, int thread,
-                                      int threads, const F& copy) {
-  constexpr int kPack = 16 / sizeof(T);
-  if (plane % kPack == 0 && reinterpret_cast<uintptr_t>(x) % 16 == 0) {
-    const int packs = row / kPack, at = thread % packs * kPack;
-    if (at >= pixels) return;  // pixels are whole packs, as a plane is
-    for (int32_t c = thread / packs; c < classes; c += threads / packs) copy(x + c * plane + at, tile + c * row + at);
-    return;
-  }
+// Tiles of planes in shared memory: what is a warp's lies together, class by class, V pixels a lane. Classes are filled up
+// to a multiple of kTogether.
+FCN_FAST_HOST_DEVICE inline int32_t filled(int32_t classes) { return (classes + kTogether - 1) / kTogether * kTogether; }
+
+template <class T, int V> struct Tile {
+  static constexpr int32_t kLine = kWarp * V, kPack = 16 / sizeof(T);
+  int32_t classes, thread, pixels;  // pixels: of a whole tile
+  int32_t at, first;                // in 16 bytes at a time: the thread's pixels, and its first class of every kPack / V
+  bool aligned;
+
+  FCN_FAST_HOST_DEVICE Tile(const Work<arithmetic_t<T>>& w, int thread, int threads)
+      : classes(w.classes), thread(thread), pixels(threads * V), at(thread % (pixels / kPack) * kPack),
+        first(thread / (pixels / kPack)), aligned(w.pixels % kPack == 0 && are_aligned(w)) {}
+
+  FCN_FAST_HOST_DEVICE int32_t line(int32_t pixel) const { return pixel / kLine * kLine * filled(classes) + pixel % kLine; }
+
+  // A thread's part in copying count pixels from x on, whose classes are ``plane`` apart in memory: with copy(memory, shared,
+  // true), of 16 bytes, where they are aligned, else with copy(memory, shared, false), of one number. Of
+  // every tile the same part.
+  template <class F> FCN_FAST_HOST_DEVICE void copy(T* x, int64_t plane, T* tile, int32_t count, const F& copy) const {
+    if (aligned) {
+      if (at >= count) return;  // pixels are whole packs, as a plane is
+      T *from = x + first * plane + at, *to = tile + line(at) + first * kLine;
 #pragma unroll 4
-  for (int32_t c = 0; c < classes; ++c)
-    for (int32_t at = thread; at < pixels; at += threads) tile[c * row + at] = x[c * plane + at];
-}
+      for (int32_t c = first; c < classes; c += kPack / V, from += kPack / V * plane, to += kPack / V * kLine) copy(from, to, std::true_type{});
+      return;
+    }
+    for (int32_t i = thread; i < count; i += pixels / V) {
+      T *from = x + i, *to = tile + line(i);
+#pragma unroll 4
+      for (int32_t c = 0; c < classes; ++c, from += plane, to += kLine) copy(from, to, std::false_type{});
+    }
+  }
+
+  // The thread's own pixels.
+  FCN_FAST_HOST_DEVICE T* own(T* tile) const { return tile + line(thread * V); }
+  FCN_FAST_HOST_DEVICE void fill(T* own) const {
+    Pack<T, V> nothing;
+#pragma unroll
+    for (int v = 0; v < V; ++v) nothing.at[v] = Storage<T>::write(-arithmetic_t<T>(INFINITY));
+#pragma unroll 1
+    for (int32_t c = classes; c < filled(classes); ++c) nothing.store(own + c * kLine);
+  }
+};
 
 // Rows: one pixel, whose classes lie side by side in shared memory.
 struct Rows {
@@ -292,16 +394,16 @@ struct Rows {
 };
 
 // A thread's part in copying a block's rows, 16 bytes at a time where they are aligned; copy(from, to) does 16 bytes.
-template <class T, class F> FCN_FAST_HOST_DEVICE void copy_rows(const T* from, T* to, int32_t count, int thread, int threads, const F& copy) {
+template <class T, class F>
+FCN_FAST_HOST_DEVICE void copy_rows(const T* from, T* to, int32_t count, bool aligned, int thread, int threads, const F& copy) {
   constexpr int kPack = 16 / sizeof(T);
-  const bool aligned = (reinterpret_cast<uintptr_t>(from) | reinterpret_cast<uintptr_t>(to)) % 16 == 0;
   const int32_t packed = aligned ? count / kPack * kPack : 0;
   for (int32_t i = thread * kPack; i < packed; i += threads * kPack) copy(from + i, to + i);
   for (int32_t i = packed + thread; i < count; i += threads) to[i] = from[i];
 }
 
 // Where rows are so far apart that all threads would read the same bank, each begins with another group.
-template <class A> FCN_FAST_HOST_DEVICE Order row_order(const Work<A>& w, int64_t pixel) {
+template <class A> FCN_FAST_HOST_DEVICE Order<> row_order(const Work<A>& w, int64_t pixel) {
   const int32_t groups = w.classes % kTogether ? 1 : w.classes / kTogether;
   return {groups == 1 ? 0 : int32_t(pixel % w.image_pixels % groups) * kTogether, 1, w.classes};
 }
@@ -311,24 +413,23 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_row(const Work<arithmetic_t<T
   if (thread >= block.pixels) return {};
   const T* x = rows + thread * w.classes;
   const int64_t pixel = block.first + thread;
-  const int32_t label[1] = {w.label(pixel)};
+  const Pixels<arithmetic_t<T>, 1> pixels(w, pixel);
   Softmax<arithmetic_t<T>, SMOOTH> softmax[1];
   add_classes<kTogether>(w, x, 1, row_order(w, pixel), softmax);
-  Normaliser<arithmetic_t<T>, 1> normaliser;
-  return finish(w, x, 1, pixel, label, softmax, normaliser);
+  return finish(w, x, 1, pixels, softmax);
 }
 
 // In place.
-template <class T>
+template <class T, bool SMOOTH>
 FCN_FAST_HOST_DEVICE void backward_row(const Work<arithmetic_t<T>>& w, T* rows, const Rows& block, int thread, arithmetic_t<T> class_sum) {
   if (thread >= block.pixels) return;
   T* x = rows + thread * w.classes;
   const int64_t pixel = block.first + thread;
-  backward<kTogether, 1>(w, x, x, 1, row_order(w, pixel), pixel, class_sum);
+  backward<SMOOTH, kTogether, 1, true>(w, x, x, 1, row_order(w, pixel), pixel, class_sum);
 }
 
 // Lanes: one pixel's classes, side by side, shared out among the lanes of a warp.
-FCN_FAST_HOST_DEVICE inline Order lane_order(int32_t classes, int lane) {
+FCN_FAST_HOST_DEVICE inline Order<> lane_order(int32_t classes, int lane) {
   return {lane, kWarp, (classes - lane + kWarp - 1) / kWarp};
 }
 
@@ -345,18 +446,17 @@ template <class T, bool SMOOTH>
 FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> finish_lanes(const Work<arithmetic_t<T>>& w, int64_t pixel, int lane,
                                                         const Softmax<arithmetic_t<T>, SMOOTH>& of_all) {
   if (lane != 0 || pixel >= w.pixels) return {};
-  const int32_t label[1] = {w.label(pixel)};
+  const Pixels<arithmetic_t<T>, 1> pixels(w, pixel);
   const Softmax<arithmetic_t<T>, SMOOTH> softmax[1] = {of_all};
-  Normaliser<arithmetic_t<T>, 1> normaliser;
-  return finish(w, static_cast<const T*>(w.logits) + pixel * w.classes, 1, pixel, label, softmax, normaliser);
+  return finish(w, static_cast<const T*>(w.logits) + pixel * w.classes, 1, pixels, softmax);
 }
 
-template <class T>
+template <class T, bool SMOOTH>
 FCN_FAST_HOST_DEVICE void backward_lane(const Work<arithmetic_t<T>>& w, int64_t pixel, int lane, arithmetic_t<T> class_sum) {
   if (pixel >= w.pixels) return;
   const int64_t at = pixel * w.classes;
-  backward<kAbreast<1>, 1>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, 1, lane_order(w.classes, lane), pixel,
-                           class_sum);
+  backward<SMOOTH, kAbreast<1>, 1>(w, static_cast<const T*>(w.logits) + at, static_cast<T*>(w.grad) + at, 1, lane_order(w.classes, lane),
+                                   pixel, class_sum);
 }
 
 }  // namespace fcn_fast::cuda

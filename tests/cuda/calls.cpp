@@ -3,7 +3,6 @@
 
 #include <vector>
 
-#include "cuda/softmax_loss_plan.h"
 #include "emulator.h"
 
 using namespace fcn_fast;
@@ -44,18 +43,4 @@ extern "C" const char* scale(void* gradient, int64_t count, int type, const void
   emulator::order = 0;
   emulator::error.clear();
   return cuda::scale_gradient(gradient, count, Type(type), factor, nullptr);
-}
-
-// How forward and gradient in one share out a tensor.
-extern "C" void tiles(const int64_t* n, int64_t address, int64_t* out) {
-  const cuda::Tiles p(map_of(n, reinterpret_cast<void*>(address)), emulator::kMostShared);
-  const int64_t numbers[] = {int64_t(p.share), p.fit, p.pack, p.threads, p.shared, p.tiles, p.all, p.blocks};
-  for (int i = 0; i < 8; ++i) out[i] = numbers[i];
-}
-
-// What a tensor of this type, shape, layout and address modulo 16 is dealt out to.
-extern "C" void plan(const int64_t* n, int64_t address, int64_t* out) {
-  const cuda::Plan p(map_of(n, reinterpret_cast<void*>(address)));
-  const int64_t numbers[] = {int64_t(p.share), p.pack, p.threads, p.shared, p.images, p.pixels, p.tiles, p.blocks};
-  for (int i = 0; i < 8; ++i) out[i] = numbers[i];
 }

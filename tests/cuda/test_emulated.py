@@ -1,9 +1,12 @@
 """The whole CUDA softmax loss, from launch to sum, on the CPU: its source compiled against an emulator of a GPU.
 
+The emulated GPU has two multiprocessors to fill, so that small maps are shared out in every way that large ones are.
+
 What emulator.h has no hardware for, and so nothing here tests, is speed, what nvcc makes of the source, and the
 registration with PyTorch.
 """
 
+import contextlib
 import ctypes
 import re
 import shutil
@@ -25,25 +28,28 @@ PLANES, ROWS, LANES = range(3)
 # (N, C, H, W) and whether it is channels_last: what csrc/cuda/softmax_loss_plan.h shares out in each of its ways, into
 # blocks of which the last ones are not full.
 SHAPES = {
-    "packs": ((90, 3, 40, 60), False),
-    "pixels": ((9, 5, 61, 67), False),
-    "few pixels": ((2, 5, 3, 5), False),
-    "rows": ((2, 5, 131, 133), True),
-    "rows in groups": ((2, 12, 13, 17), True),
-    "lanes": ((2, 300, 7, 9), True),
-    "tiles": ((67, 2, 64, 66), False),
-    "tiles of rows": ((1, 2, 521, 523), True),
+    "packs": ((2, 3, 40, 60), False),
+    "pixels": ((2, 5, 31, 33), False),
+    "few pixels": ((1, 5, 3, 5), False),
+    "rows": ((2, 5, 31, 33), True),
+    "rows in groups": ((2, 12, 7, 9), True),
+    "lanes": ((2, 300, 5, 7), True),
+    "tiles": ((6, 2, 30, 66), False),
+    "tiles of rows": ((1, 2, 97, 101), True),
 }
 SHARED = pytest.mark.parametrize("share", SHAPES)
 # Small ones of each, with any number of classes.
 SMALL = {
-    "packs": lambda classes: ((264, classes, 2, 4), False),
+    "packs": lambda classes: ((4, classes, 2, 4), False),
     "pixels": lambda classes: ((3, classes, 5, 7), False),
     "rows": lambda classes: ((2, classes, 5, 7), True),
 }
 EACH = pytest.mark.parametrize("share", SMALL)
 MARGIN = 64  # elements
 ASCENDING, DESCENDING = 0, 1
+
+
+MULTIPROCESSORS = 2
 
 
 def build(folder, source, flags=("-O1",)):
@@ -54,28 +60,48 @@ def build(folder, source, flags=("-O1",)):
     source, count = re.subn(launch, r"emulator::launch(\2, [&] { \1(\3); });", source, flags=re.DOTALL)
     assert count == 13 and "<<<" not in source
     (folder / "softmax_loss.cpp").write_text(f'#include "emulator.h"\n{source}')
-    path = folder / "emulated.so"
     # A GPU takes nothing that is not aligned, where a CPU does; a distribution's hardened longjmp knows no coroutines.
     checks = ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-U_FORTIFY_SOURCE")
-    warnings = ("-Wall", "-Werror", "-Wno-unknown-pragmas")
-    options = ("-std=c++20", "-shared", "-fPIC", *flags, *checks, *warnings, f"-I{CSRC}", f"-I{HERE}")
-    files = (folder / "softmax_loss.cpp", HERE / "calls.cpp")
-    done = subprocess.run(["g++", *options, *files, "-o", path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    library = ctypes.CDLL(str(path))
+    files = (folder / "softmax_loss.cpp", HERE / "calls.cpp", HERE / "plans.cpp")
+    library = compiled(folder, files, MULTIPROCESSORS, *flags, *checks)
     for function in (library.forward, library.backward, library.loss_and_gradient, library.scale):
         function.restype = ctypes.c_char_p
     return library
 
 
+def compiled(folder, files, multiprocessors, *flags):
+    """A library that shares out pixels for so many multiprocessors."""
+    plan = (CSRC / "cuda" / "softmax_loss_plan.h").read_text()
+    plan, count = re.subn(r"kMultiprocessors = \d+;", f"kMultiprocessors = {multiprocessors};", plan)
+    assert count == 1
+    (folder / "cuda").mkdir()
+    (folder / "cuda" / "softmax_loss_plan.h").write_text(plan)
+    path = folder / "emulated.so"
+    warnings = ("-Wall", "-Werror", "-Wno-unknown-pragmas")
+    options = ("-std=c++20", "-shared", "-fPIC", *flags, *warnings, f"-I{folder}", f"-I{CSRC}", f"-I{HERE}")
+    done = subprocess.run(["g++", *options, *files, "-o", path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(path))
+
+
 @pytest.fixture(scope="session")
-def gpu(tmp_path_factory):
+def compiler():
     if not shutil.which("g++"):
         pytest.skip("no g++")
     version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout
     if int(version.partition(".")[0]) < 12:
         pytest.skip(f"g++ {version.strip()} has no _Float16")
+
+
+@pytest.fixture(scope="session")
+def gpu(compiler, tmp_path_factory):
     return build(tmp_path_factory.mktemp("cuda"), (CSRC / "cuda" / "softmax_loss.cu").read_text())
+
+
+@pytest.fixture(scope="session")
+def plans(compiler, tmp_path_factory):
+    """Of an H100."""
+    return compiled(tmp_path_factory.mktemp("cuda"), [HERE / "plans.cpp"], 132)
 
 
 class Memory:
@@ -84,24 +110,25 @@ class Memory:
     def __init__(self):
         self.blocks = []
 
-    def empty(self, shape, dtype, channels_last=False):
+    def empty(self, shape, dtype, channels_last=False, shift=0):
         shape = torch.Size(shape)
         block = torch.full(((shape.numel() + 2 * MARGIN) * dtype.itemsize,), 0xFF, dtype=torch.uint8)
-        self.blocks.append((block, MARGIN * dtype.itemsize))
-        inner = block[MARGIN * dtype.itemsize : -MARGIN * dtype.itemsize].view(dtype)
+        begin, end = (MARGIN + shift) * dtype.itemsize, (MARGIN - shift) * dtype.itemsize
+        self.blocks.append((block, begin, end))
+        inner = block[begin:-end].view(dtype)
         if channels_last:
             n, c, h, w = shape
             return inner.view(n, h, w, c).permute(0, 3, 1, 2)
         return inner.view(shape)
 
-    def copy(self, tensor, channels_last=False):
+    def copy(self, tensor, *where):
         if tensor is None:
             return None
-        return self.empty(tensor.shape, tensor.dtype, channels_last).copy_(tensor)
+        return self.empty(tensor.shape, tensor.dtype, *where).copy_(tensor)
 
     def check(self):
-        for block, margin in self.blocks:
-            assert (block[:margin] == 0xFF).all() and (block[-margin:] == 0xFF).all(), "written past the end"
+        for block, begin, end in self.blocks:
+            assert (block[:begin] == 0xFF).all() and (block[-end:] == 0xFF).all(), "written past the end"
 
 
 def numbers_of(x, channels_last, label=torch.int64, ignore_index=255, reduction=MEAN):
@@ -119,12 +146,17 @@ def call(function, pointers, numbers, smoothing, order):
     assert error is None, error.decode()
 
 
-def run(gpu, x, channels_last, target, options=(None, None, 0.0), reduction=MEAN, ignore_index=255, order=ASCENDING):
-    """loss, saved, total weight, first bad label and gradient, with the gradient that the loss was given."""
+def run(
+    gpu, x, channels_last, target, options=(None, None, 0.0), reduction=MEAN, ignore_index=255, order=ASCENDING, shift=0
+):
+    """loss, saved, total weight, first bad label and gradient, with the gradient that the loss was given.
+
+    The logits begin ``shift`` elements after a multiple of 16 bytes.
+    """
     dtype = accumulate_dtype(x.dtype)
     grad_output = torch.randn(target.shape if reduction == NONE else (), dtype=dtype)
     memory = Memory()
-    given = [memory.copy(x, channels_last), *map(memory.copy, (target, *options[:2]))]
+    given = [memory.copy(x, channels_last, shift), *map(memory.copy, (target, *options[:2]))]
     loss = memory.empty(grad_output.shape, dtype)
     saved = memory.empty((2, *target.shape), dtype)
     total, first_bad = memory.empty((), dtype), memory.empty((), torch.int64)
@@ -186,22 +218,22 @@ def options_of(name, x):
     return {**choices, "all": (weight, pixel_weight, 0.3)}[name]
 
 
-# The large ones, where blocks go on to other tiles, take seconds each.
-VALUES = [
-    (options, dtype, share)
-    for options in ("plain", "all")
-    for dtype in FLOATS
-    for share in SHAPES
-    if "tiles" not in share or (options, dtype) == ("all", torch.float32)
-]
-
-
-@pytest.mark.parametrize(("options", "dtype", "share"), VALUES)
+@SHARED
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("options", ["plain", "all"])
 def test_values(options, dtype, share, gpu):
     shape, channels_last = SHAPES[share]
     x, target = random(shape, dtype, torch.int16)
     for reduction in (NONE, MEAN):
         compare(gpu, x, channels_last, target, options_of(options, x), reduction)
+
+
+@pytest.mark.parametrize("share", ["packs", "rows", "tiles", "tiles of rows"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_that_begin_between_16_bytes(dtype, share, gpu):
+    shape, channels_last = SHAPES[share]
+    x, target = random(shape, dtype)
+    compare(gpu, x, channels_last, target, shift=1)
 
 
 @EACH
@@ -219,7 +251,7 @@ def test_same_bits_in_every_order(share, gpu):
     shape, channels_last = SHAPES[share]
     x, target = random(shape, label=torch.int32)
     target[-1, -1, -1] = -1
-    for reduction in (MEAN,) if "tiles" in share else (NONE, MEAN):
+    for reduction in (NONE, MEAN):
         results = []
         for order in (ASCENDING, DESCENDING, 2, 3):
             torch.manual_seed(0)
@@ -296,38 +328,70 @@ def test_no_pixels(channels_last, shape, gpu):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_same_bits_in_every_batch(smoothing, classes, channels_last, gpu):
     """Which of the ways to share out pixels is taken depends on their number."""
-    x, target = random((300, classes, 4, 6))
+    x, target = random((6, classes, 4, 6))
     results = []
-    for images in (slice(0, 300), slice(299, 300)):
+    for images in (slice(0, 6), slice(5, 6)):
         found, _ = run(gpu, x[images], channels_last, target[images], (None, None, smoothing), NONE)
         results.append(torch.cat((found[0][-1:], found[1][:, -1])))
-    assert plan(gpu, (300, classes, 4, 6))[1] != plan(gpu, (1, classes, 4, 6))[1]
+    assert plan(gpu, (6, classes, 4, 6))[1] != plan(gpu, (1, classes, 4, 6))[1]
     assert torch.equal(*results)
 
 
-# What a GPU may do and a kernel must not count on: {the bug: (what is in its place, the shares that show it)}.
+# What a GPU may do and a kernel must not count on: {what is right: (the same with a bug where BUG is true, the shares that
+# show it)}.
 BUGS = {
-    "__syncthreads();\n  if (threadIdx.x >= kWarp)": ("if (threadIdx.x >= kWarp)", ["pixels"]),
-    "__pipeline_wait_prior(0);\n  __syncthreads();": ("__pipeline_wait_prior(0);", ["rows"]),
-    "__pipeline_commit();\n  __pipeline_wait_prior(0);": ("__pipeline_commit();", ["rows"]),
-    "class_sum(w));\n  __syncthreads();": ("class_sum(w));", ["rows"]),
-    "__pipeline_wait_prior(0);\n    __syncthreads();": ("__pipeline_wait_prior(0);", ["packs", "tiles"]),
-    "sum_of_weights));\n    __syncthreads();": ("sum_of_weights));", ["tiles"]),
-    "    }\n    __syncthreads();\n    put(": ("    }\n    put(", ["rows"]),
-    "rows);\n    __syncthreads();\n  }": ("rows);\n  }", ["tiles of rows"]),
-    "__shfl_xor_sync(~0u, sums.weight, distance)": ("__shfl_xor_sync(1u, sums.weight, distance)", ["pixels"]),
-    "const int lane = threadIdx.x % kWarp;": ("const int lane = threadIdx.x % kWarp; if (lane) return;", ["lanes"]),
+    "__syncthreads();\n  if (threadIdx.x >= kWarp)": (
+        "if (!BUG) __syncthreads();\n  if (threadIdx.x >= kWarp)",
+        ["pixels"],
+    ),
+    "__pipeline_wait_prior(0);\n  __syncthreads();": (
+        "__pipeline_wait_prior(0);\n  if (!BUG) __syncthreads();",
+        ["rows"],
+    ),
+    "__pipeline_commit();\n  __pipeline_wait_prior(0);": (
+        "__pipeline_commit();\n  if (!BUG) __pipeline_wait_prior(0);",
+        ["rows"],
+    ),
+    "class_sum(w));\n  __syncthreads();": ("class_sum(w));\n  if (!BUG) __syncthreads();", ["rows"]),
+    "__pipeline_wait_prior(0);\n    __syncthreads();": (
+        "__pipeline_wait_prior(0);\n    if (!BUG) __syncthreads();",
+        ["packs", "tiles"],
+    ),
+    "own_pixels, common));\n    __syncthreads();": (
+        "own_pixels, common));\n    if (!BUG) __syncthreads();",
+        ["packs", "tiles"],
+    ),
+    "    part.fill(own);\n": ("    if (!BUG) part.fill(own);\n", ["packs", "tiles"]),
+    "    }\n    __syncthreads();\n    put(": ("    }\n    if (!BUG) __syncthreads();\n    put(", ["rows"]),
+    "rows);\n    __syncthreads();\n  }": ("rows);\n    if (!BUG) __syncthreads();\n  }", ["tiles of rows"]),
+    "__shfl_xor_sync(~0u, sums.weight, distance)": (
+        "__shfl_xor_sync(BUG ? 1u : ~0u, sums.weight, distance)",
+        ["pixels"],
+    ),
+    "const int lane = threadIdx.x % kWarp;": (
+        "const int lane = threadIdx.x % kWarp; if (BUG && lane) return;",
+        ["lanes"],
+    ),
 }
 
 
-@pytest.mark.parametrize("right", BUGS)
-def test_what_the_emulator_is_for(right, gpu, tmp_path):
+@pytest.fixture(scope="session")
+def broken(compiler, tmp_path_factory):
+    """With all of these bugs, of which ``bug`` is the number of the one that is there."""
     source = (CSRC / "cuda" / "softmax_loss.cu").read_text()
-    wrong, shares = BUGS[right]
-    assert source.count(right) == 1
-    broken = build(tmp_path, source.replace(right, wrong), ("-O0",))
-    for share in shares:
-        with pytest.raises(AssertionError):
+    for number, (right, (wrong, _)) in enumerate(BUGS.items()):
+        assert source.count(right) == 1
+        source = source.replace(right, wrong.replace("BUG", f"(bug == {number})"))
+    source = f'extern "C" int bug;\nint bug = -1;\n{source}'
+    return build(tmp_path_factory.mktemp("cuda"), source, ("-O0",))
+
+
+@pytest.mark.parametrize("right", [None, *BUGS])
+def test_what_the_emulator_is_for(right, broken):
+    bug = ctypes.c_int.in_dll(broken, "bug")
+    bug.value = -1 if right is None else list(BUGS).index(right)
+    for share in SHAPES if right is None else BUGS[right][1]:
+        with contextlib.nullcontext() if right is None else pytest.raises(AssertionError):
             test_same_bits_in_every_order(share, broken)
             test_values("all", torch.float32, share, broken)
 
@@ -374,8 +438,8 @@ def test_every_share_is_tested(gpu):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", [(1, 21, 500, 500), (1, 150, 128, 128), (1, 19, 1024, 2048), (16, 150, 512, 512)])
-def test_plans_fill_a_gpu_of_132_multiprocessors(shape, channels_last, dtype, gpu):
-    share, pack, threads, shared, images, pixels, tiles, blocks = plan(gpu, shape, dtype, channels_last)
+def test_plans_fill_a_gpu_of_132_multiprocessors(shape, channels_last, dtype, plans):
+    share, pack, threads, shared, images, pixels, tiles, blocks = plan(plans, shape, dtype, channels_last)
     assert images * pixels == shape[0] * shape[2] * shape[3] and blocks == images * tiles
     a_thread = 1 / 32 if share == LANES else pack
     assert (tiles - 1) * threads * a_thread < pixels <= tiles * threads * a_thread
@@ -385,15 +449,42 @@ def test_plans_fill_a_gpu_of_132_multiprocessors(shape, channels_last, dtype, gp
         assert pack == 16 // dtype.itemsize
 
 
-def test_plans(gpu):
+def test_plans(plans):
     large = (16, 19, 512, 512)
-    assert plan(gpu, large)[:3] == [PLANES, 4, 128]
-    assert plan(gpu, large, address=8)[1] == 1  # not aligned
-    assert plan(gpu, (16, 19, 513, 513))[1] == 1
-    assert plan(gpu, large, torch.bfloat16, channels_last=True)[:4] == [ROWS, 1, 128, 128 * 19 * 2]
-    assert plan(gpu, (16, 150, 512, 512), channels_last=True)[:4] == [ROWS, 1, 32, 32 * 150 * 4]
-    assert plan(gpu, (16, 1000, 64, 64), channels_last=True)[0] == LANES
-    assert plan(gpu, (4096, 21, 1, 1))[0] == ROWS  # one pixel an image
+    assert plan(plans, large)[:3] == [PLANES, 4, 128]
+    assert plan(plans, large, address=8)[1] == 1  # not aligned
+    assert plan(plans, (16, 19, 513, 513))[1] == 1
+    assert plan(plans, large, torch.bfloat16, channels_last=True)[:4] == [ROWS, 1, 128, 128 * 19 * 2]
+    assert plan(plans, (16, 150, 512, 512), channels_last=True)[:4] == [ROWS, 1, 32, 32 * 150 * 4]
+    assert plan(plans, (16, 1000, 64, 64), channels_last=True)[0] == LANES
+    assert plan(plans, (4096, 21, 1, 1))[0] == ROWS  # one pixel an image
     for shape, channels_last in (((0, 21, 8, 8), False), ((2, 21, 0, 8), False), ((0, 21, 8, 8), True)):
-        assert plan(gpu, shape, channels_last=channels_last)[-1] == 0
-    assert plan(gpu, (4, 3, 1 << 17, 1 << 17))[-1] == (1 << 36) // 512  # 2^36 pixels
+        assert plan(plans, shape, channels_last=channels_last)[-1] == 0
+    assert plan(plans, (4, 3, 1 << 17, 1 << 17))[-1] == (1 << 36) // 512  # 2^36 pixels
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("classes", "dtype", "pack", "threads"),
+    [
+        (19, torch.float32, 1, 128),
+        (19, torch.bfloat16, 2, 128),
+        (150, torch.float32, 1, 64),
+        (150, torch.bfloat16, 2, 64),
+        (500, torch.bfloat16, 2, 32),
+    ],
+)
+def test_plans_of_both_in_one(classes, dtype, pack, threads, channels_last, plans):
+    """In an H100's 227 KiB of shared memory five blocks wait or compute."""
+    out = (ctypes.c_int64 * 8)()
+    numbers = numbers_of(torch.empty((16, classes, 512, 512), dtype=dtype, device="meta"), channels_last)
+    plans.tiles(numbers, ctypes.c_int64(0), ctypes.c_int64(227 << 10), out)
+    share, fit, found, of_block, shared, tiles, all, blocks = out
+    assert (share, fit) == (ROWS if channels_last else PLANES, 1) and blocks == 16 * 132
+    if channels_last:
+        assert found == 1 and of_block >= threads
+    else:
+        assert (found, of_block) == (pack, threads)
+        classes = (classes + 3) // 4 * 4
+    assert shared == classes * dtype.itemsize * found * of_block and (of_block == 32 or 5 * shared <= 227 << 10)
+    assert all == (1 if channels_last else 16) * tiles
