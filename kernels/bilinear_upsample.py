@@ -20,6 +20,7 @@ Registers (ptxas for sm_80 to sm_120): _sample up to 90 in float32, 146 in half 
 many numbers; _gather 96.
 """
 
+import functools
 import math
 
 import torch
@@ -42,60 +43,81 @@ def sample(input, grid, skip=None, crop=(0, 0)):
     """input at the grid's pixels, plus skip's from crop on where there is one."""
     layout = memory_format(input)
     input = input.contiguous(memory_format=layout)
-    n, channels, height, width = input.shape
-    planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
-    y, x, constants = rule.axes((height, width), grid)
-    output = torch.empty((n, channels, y[1], x[1]), dtype=input.dtype, device=input.device, memory_format=layout)
+    output = torch.empty(
+        (*input.shape[:2], grid[0], grid[1]), dtype=input.dtype, device=input.device, memory_format=layout
+    )
     if not output.numel():
         return output
-    row = x[1] * inner
-    skip_height = skip_row = 0
+    skip_size = (0, 0)
     if skip is not None:
         skip = skip.contiguous(memory_format=layout)
-        skip_height, skip_row = skip.shape[2], skip.shape[3] * inner
+        skip_size = skip.shape[2:]
         skip = skip[:, :, crop[0] :, crop[1] :]
+    programs, numbers, constants = _sample_plan(input.shape, tuple(grid), skip_size, layout, input.dtype)
+    with torch.cuda.device_of(input):
+        _sample[programs](input, skip, output, *numbers, **constants)
+    return output
 
-    vector = 16 // input.element_size()
+
+@functools.lru_cache
+def _sample_plan(shape, grid, skip_size, layout, dtype):
+    n, channels, height, width = shape
+    planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
+    y, x, constants = rule.axes((height, width), grid)
+    row, skip_row = x[1] * inner, skip_size[1] * inner
+    vector = 16 // dtype.itemsize
     block = rule.power_of_two(row, 32, 128 * vector)
     tiles = rule.cdiv(row, block)
     count, longest = rule.cells(y, constants["ZERO"])
     # Enough rows that finding the columns' taps does not count, but first of all enough programs.
     cells = min(max(planes * tiles * count // PROGRAMS, 1), max(32 // longest, 1))
-    rows = rule.power_of_two(longest) if cells == 1 and longest <= 8 else 0
-    with torch.cuda.device_of(input):
-        _sample[(planes * rule.cdiv(count, cells) * tiles,)](
-            input, skip, output, *y, *x, inner, cells, tiles, row // _alignment(row), skip_height,
-            skip_row // _alignment(skip_row),
-            BLOCK=block, ALIGN=_alignment(row), SKIP_ALIGN=_alignment(skip_row), ROWS=rows, **constants,
-            ACC=rule.accumulate_type(input.dtype), num_warps=max(block // (32 * vector), 1),
-        )  # fmt: skip
-    return output
+    align, skip_align = _alignment(row), _alignment(skip_row)
+    constants.update(
+        BLOCK=block,
+        ALIGN=align,
+        SKIP_ALIGN=skip_align,
+        ROWS=rule.power_of_two(longest) if cells == 1 and longest <= 8 else 0,
+        ACC=rule.accumulate_type(dtype),
+        num_warps=max(block // (32 * vector), 1),
+    )
+    numbers = *y, *x, inner, cells, tiles, row // align, skip_size[0], skip_row // skip_align
+    return (planes * rule.cdiv(count, cells) * tiles,), numbers, constants
 
 
 def bilinear_upsample_backward(grad_output, in_size, grid):
     layout = memory_format(grad_output)
     grad_output = grad_output.contiguous(memory_format=layout)
-    n, channels = grad_output.shape[:2]
-    planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
-    y, x, constants = rule.axes(in_size, grid)
-    shape = (n, channels, *in_size)
+    shape = (*grad_output.shape[:2], *in_size)
     output = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=layout)
     if not output.numel():
         return output
+    programs, numbers, constants = _gather_plan(shape, tuple(grid), layout, output.dtype)
+    with torch.cuda.device_of(grad_output):
+        _gather[programs](grad_output, output, *numbers, **constants)
+    return output
+
+
+@functools.lru_cache
+def _gather_plan(shape, grid, layout, dtype):
+    n, channels, height, width = shape
+    planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
+    y, x, constants = rule.axes((height, width), grid)
     row = x[0] * inner
     k = rule.power_of_two(rule.longest_footprint(x, constants["ZERO"]))
-    double = grad_output.dtype == torch.float64
+    double = dtype == torch.float64
     block = rule.power_of_two(row, 1, max((512 if double else 1024) // k, 32 if inner > 1 else 1))
     tiles = rule.cdiv(row, block)
     # Enough rows that finding the columns' windows does not count, but first of all enough programs.
     rows = min(max(planes * tiles * y[0] // PROGRAMS, 1), 8)
-    with torch.cuda.device_of(grad_output):
-        _gather[(planes * rule.cdiv(y[0], rows) * tiles,)](
-            grad_output, output, *y, *x, inner, rows, tiles, row,
-            BLOCK=block, K=k, AXIS=0 if inner > 1 else 1, **constants, ACC=rule.accumulate_type(grad_output.dtype),
-            num_warps=min(max(block * k // (128 if double else 256), 1), 8), maxnreg=96 if block * k <= 1024 else None,
-        )  # fmt: skip
-    return output
+    constants.update(
+        BLOCK=block,
+        K=k,
+        AXIS=0 if inner > 1 else 1,
+        ACC=rule.accumulate_type(dtype),
+        num_warps=min(max(block * k // (128 if double else 256), 1), 8),
+        maxnreg=96 if block * k <= 1024 else None,
+    )
+    return (planes * rule.cdiv(y[0], rows) * tiles,), (*y, *x, inner, rows, tiles, row), constants
 
 
 def _alignment(row):

@@ -31,30 +31,44 @@ from fcn_fast.kernels.grid import blend, first_output, weights
 
 def upsample_argmax(logits, grid, dtype):
     logits = logits.contiguous()
-    n, classes, height, width = logits.shape
-    y, x, constants = rule.axes((height, width), grid)
-    labels = logits.new_empty((n, y[1], x[1]), dtype=dtype)
+    labels = torch.empty((logits.shape[0], grid[0], grid[1]), dtype=dtype, device=logits.device)
     if not labels.numel():
         return labels
+    with torch.cuda.device_of(logits):
+        device = triton.runtime.driver.active.get_current_device()
+        programs, numbers, constants = _plan(logits.shape, tuple(grid), logits.dtype, _pairs_registers(device))
+        _argmax[programs](logits, labels, *numbers, **constants)
+    return labels
+
+
+@functools.lru_cache
+def _plan(shape, grid, dtype, pairs_registers):
+    n, classes, height, width = shape
+    y, x, constants = rule.axes((height, width), grid)
     (rows, tall), (columns, wide) = (rule.cells(axis, constants["ZERO"]) for axis in (y, x))
-    ky = rule.power_of_two(tall, most=4 if logits.dtype == torch.float64 else 8)
+    double = dtype == torch.float64
+    ky = rule.power_of_two(tall, most=4 if double else 8)
     kx = rule.power_of_two(wide, most=4)
     py, px = rule.power_of_two(rule.cdiv(tall, ky), most=4), rule.power_of_two(rule.cdiv(wide, kx), most=8)
     parts = py * px
     slots = rule.power_of_two(rule.cdiv(classes, parts), most=min(8 * parts, 32 // parts))
     single = classes <= slots * parts
     cells = n * rows * columns
-    registers = 128 if single or ky * kx <= 16 else 168
-    with torch.cuda.device_of(logits):
-        if logits.dtype == torch.float64 or _pairs_registers(triton.runtime.driver.active.get_current_device()):
-            registers = None
-        _argmax[(rule.cdiv(cells * parts, LANES), rule.cdiv(tall, ky * py), rule.cdiv(wide, kx * px))](
-            logits, labels, *y, *x, classes, cells,
-            KY=ky, KX=kx, PY=py, PX=px, SLOTS=slots, SINGLE=single, LANES=LANES,
-            WIDE=rule.index_type(max(logits.numel(), labels.numel())), **constants,
-            ACC=rule.accumulate_type(logits.dtype), num_warps=1, maxnreg=registers,
-        )  # fmt: skip
-    return labels
+    constants.update(
+        KY=ky,
+        KX=kx,
+        PY=py,
+        PX=px,
+        SLOTS=slots,
+        SINGLE=single,
+        LANES=LANES,
+        WIDE=rule.index_type(n * max(classes * height * width, y[1] * x[1])),
+        ACC=rule.accumulate_type(dtype),
+        num_warps=1,
+        maxnreg=None if double or pairs_registers else 128 if single or ky * kx <= 16 else 168,
+    )
+    programs = rule.cdiv(cells * parts, LANES), rule.cdiv(tall, ky * py), rule.cdiv(wide, kx * px)
+    return programs, (*y, *x, classes, cells), constants
 
 
 @functools.cache

@@ -26,6 +26,8 @@ each longer than it computes. Registers (ptxas for sm_80 to sm_120): 128, which 
 168 with a zero border, in double precision and with a loss of each pixel; up to 208 with weights.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -75,10 +77,8 @@ def upsample_softmax_loss(
     logits, target, weight, pixel_weight, grid, ignore_index, reduction, label_smoothing, check_labels, with_grad
 ):
     _, target, weight, pixel_weight = readable(logits[:0], target, weight, pixel_weight)
-    n, classes, height, width = logits.shape
     if check_labels:
-        check(target, classes, ignore_index)
-    y, x, constants = rule.axes((height, width), grid)
+        check(target, logits.shape[1], ignore_index)
     gradient = with_grad and reduction != NONE
     dtype = accumulate_dtype(logits.dtype)
     loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
@@ -86,56 +86,73 @@ def upsample_softmax_loss(
     if gradient:
         saved = torch.empty_like(logits, dtype=dtype, memory_format=memory_format(logits))
 
-    (rows, tall), (columns, wide) = (rule.cells(axis, constants["ZERO"]) for axis in (y, x))
-    side = 2 if dtype == torch.float64 else 4  # as many outputs as registers hold
-    ky, kx = rule.power_of_two(tall, most=side), rule.power_of_two(wide, most=side)
-    parts = rule.cdiv(tall, ky), rule.cdiv(wide, kx)
-    splits = parts[0] * parts[1]
-    map_size = 2 * splits * rule.cdiv(rows * columns, LANES) * (LANES + 1) * classes  # of an image's partial maps
-    images = _images(logits, map_size * dtype.itemsize if gradient else 0)
-    programs = [rule.cdiv(min(images, n - first) * rows * columns, LANES) for first in range(0, n, images)]
-    found = logits.new_empty(sum(programs) * splits, dtype=dtype)
-    maps = logits.new_empty(map_size * min(images, n) if gradient else 0, dtype=dtype)
-    largest = max(map_size * images if gradient else 0, logits[:images].numel(), target.numel())
-    constants.update(ACC=rule.accumulate_type(logits.dtype), WIDE=rule.index_type(largest))
-
-    # As few as nothing has to be spilled with.
     plain = weight is None and pixel_weight is None and not label_smoothing
-    lean = plain and reduction != NONE and not constants["ZERO"] and dtype != torch.float64
-    registers = 128 if lean else 168 if plain else 208
+    chunks, parts, map_size, found_size, numbers, constants = _plan(
+        logits.shape, tuple(grid), dtype, gradient, reduction, plain
+    )
+    found = logits.new_empty(found_size, dtype=dtype)
+    maps = logits.new_empty(map_size, dtype=dtype)
+    splits = parts[0] * parts[1]
     with torch.cuda.device_of(logits):
         total = None
         if reduction == MEAN:
-            total = weigh(target, weight, pixel_weight, classes, ignore_index, constants["ACC"])
+            total = weigh(target, weight, pixel_weight, logits.shape[1], ignore_index, constants["ACC"])
         done = 0
-        for k, first in enumerate(range(0, n, images)):
-            chunk = logits[first : first + images].contiguous()
-            cells = chunk.shape[0] * rows * columns
-            _cells[(programs[k], *parts)](
-                chunk, target[first:], weight, None if pixel_weight is None else pixel_weight[first:],
-                class_sum(weight, label_smoothing), total,
+        for first, end, cells, programs in chunks:
+            _cells[(programs, *parts)](
+                logits[first:end].contiguous(), target[first:], weight,
+                None if pixel_weight is None else pixel_weight[first:], class_sum(weight, label_smoothing), total,
                 loss[first:] if reduction == NONE else None, found[done:], maps if gradient else None,
-                *y, *x, classes, cells, ignore_index, divisor(reduction, target),
-                SMOOTHING=label_smoothing, KY=ky, KX=kx, LANES=LANES, WEIGHERS=WEIGHERS, **constants, num_warps=1,
-                maxnreg=registers,
+                *numbers, cells, ignore_index, divisor(reduction, target), SMOOTHING=label_smoothing, **constants,
             )  # fmt: skip
-            done += programs[k] * splits
+            done += programs * splits
             if gradient:
-                combine(maps, saved[first : first + images], splits, programs[k], constants)
+                combine(maps, saved[first:end], splits, programs, constants)
         if reduction != NONE:
             finish(found, None, loss, None, SUM, target)
     return loss, saved
 
 
-def _images(logits, size):
-    """How many images to do at once: their partial maps, of ``size`` bytes each, take at most 5 bytes a logit, or MAPS.
+@functools.lru_cache
+def _plan(shape, grid, dtype, gradient, reduction, plain):
+    """Of each chunk of the batch the first image, the end, cells and programs; the programs that share a cell's outputs
+    along either axis; the sizes of partial maps and of sums; numbers and constants of _cells.
 
-    With the gradient's 4 bytes that is 9, less than a tenth of eager PyTorch's three maps at 4 times the size in half
-    precision. All launches get as many, or a small last one would leave most of the GPU idle.
+    A chunk's partial maps take at most 5 bytes a logit, or MAPS: with the gradient's 4 bytes 9, less than a tenth of
+    eager PyTorch's three maps at 4 times the size in half precision. All chunks get as many images, or a small last one
+    would leave most of the GPU idle.
     """
-    n = max(logits.shape[0], 1)
-    most = max(max(MAPS, 5 * logits.numel()) // max(size, 1), 1)
-    return rule.cdiv(n, rule.cdiv(n, most))
+    n, classes, height, width = shape
+    y, x, constants = rule.axes((height, width), grid)
+    (rows, tall), (columns, wide) = (rule.cells(axis, constants["ZERO"]) for axis in (y, x))
+    side = 2 if dtype == torch.float64 else 4  # as many outputs as registers hold
+    ky, kx = rule.power_of_two(tall, most=side), rule.power_of_two(wide, most=side)
+    parts = rule.cdiv(tall, ky), rule.cdiv(wide, kx)
+    splits = parts[0] * parts[1]
+    map_size = 0  # of an image's partial maps
+    if gradient:
+        map_size = 2 * splits * rule.cdiv(rows * columns, LANES) * (LANES + 1) * classes
+    most = max(MAPS, 5 * shape.numel()) // max(map_size * dtype.itemsize, 1)
+    images = rule.cdiv(n, rule.cdiv(n, max(most, 1))) if n else 0
+    chunks = []
+    for first in range(0, n, max(images, 1)):
+        end = min(first + images, n)
+        cells = (end - first) * rows * columns
+        chunks.append((first, end, cells, rule.cdiv(cells, LANES)))
+    largest = max(images * map_size, images * classes * height * width, n * y[1] * x[1])
+    lean = plain and reduction != NONE and not constants["ZERO"] and dtype != torch.float64
+    constants.update(
+        KY=ky,
+        KX=kx,
+        LANES=LANES,
+        WEIGHERS=WEIGHERS,
+        ACC=rule.accumulate_type(dtype),
+        WIDE=rule.index_type(largest),
+        num_warps=1,
+        maxnreg=128 if lean else 168 if plain else 208,  # as few as nothing has to be spilled with
+    )
+    found_size = splits * sum(programs for *_, programs in chunks)
+    return chunks, parts, images * map_size, found_size, (*y, *x, classes), constants
 
 
 @triton.jit(
