@@ -231,16 +231,6 @@ Tensor softmax_loss_backward(const Tensor& grad_output, const Tensor& logits, co
   return out;
 }
 
-// Nothing is saved by doing both at once here: what a backward pass computes anew is cheaper than what it would wait for.
-std::tuple<Tensor, Tensor> softmax_loss_and_gradient(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
-                                                     const std::optional<Tensor>& pixel_weight, int64_t ignore_index, int64_t reduction,
-                                                     double label_smoothing, bool check_labels) {
-  const auto [loss, saved, total_weight] =
-      softmax_loss(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels, true);
-  const Tensor one = torch::stable::fill_(empty(loss, {}, loss.scalar_type()), 1);
-  return {loss, softmax_loss_backward(one, logits, target, weight, pixel_weight, saved, total_weight, ignore_index, reduction, label_smoothing)};
-}
-
 std::tuple<Tensor, Tensor> upsample_softmax_loss(const Tensor& logits, const Tensor& target, const std::optional<Tensor>& weight,
                                                  const std::optional<Tensor>& pixel_weight, const Numbers& grid, int64_t ignore_index,
                                                  int64_t reduction, double label_smoothing, bool check_labels, bool with_grad) {
@@ -272,7 +262,6 @@ STABLE_TORCH_LIBRARY_IMPL(fcn_fast, CPU, m) {
   m.impl("skip_fuse", TORCH_BOX(&skip_fuse));
   m.impl("softmax_loss", TORCH_BOX(&softmax_loss));
   m.impl("softmax_loss_backward", TORCH_BOX(&softmax_loss_backward));
-  m.impl("softmax_loss_and_gradient", TORCH_BOX(&softmax_loss_and_gradient));
   m.impl("upsample_softmax_loss", TORCH_BOX(&upsample_softmax_loss));
   m.impl("upsample_argmax", TORCH_BOX(&upsample_argmax));
 }

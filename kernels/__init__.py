@@ -20,7 +20,6 @@ OPERATORS = {
     "skip_fuse": "skip_fuse",
     "softmax_loss": "softmax_loss",
     "softmax_loss_backward": "softmax_loss",
-    "softmax_loss_and_gradient": "softmax_loss",
     "upsample_softmax_loss": "upsample_softmax_loss",
     "upsample_argmax": "upsample_argmax",
 }

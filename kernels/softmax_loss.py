@@ -77,15 +77,6 @@ def softmax_loss_backward(
     return grad
 
 
-def softmax_loss_and_gradient(
-    logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing, check_labels
-):
-    rest = (ignore_index, reduction, label_smoothing)
-    loss, saved, total = softmax_loss(logits, target, weight, pixel_weight, *rest, check_labels, True)
-    one = torch.ones_like(loss)
-    return loss, softmax_loss_backward(one, logits, target, weight, pixel_weight, saved, total, *rest)
-
-
 class _Work:
     """How the pixels of some logits are shared out: numbers and constants of both kernels."""
 

@@ -2,6 +2,7 @@
 
 import torch
 
+import fcn_fast
 from fcn_fast.ops._common import (
     FLOATS,
     LABELS,
@@ -73,12 +74,13 @@ def softmax_loss(
 
 
 def _at_once(logits, reduction):
-    """Whether to make the gradient with the loss, which on a GPU saves reading the logits again.
+    """Whether to make the gradient with the loss, which in CUDA C++ saves reading the logits again.
 
     A compiled graph would have to copy it to scale it. In float16 it would be too small a number before it is scaled.
     """
     return (
         logits.is_cuda
+        and hasattr(fcn_fast._C, "scale_gradient")
         and logits.requires_grad
         and reduction != NONE
         and logits.dtype != torch.float16

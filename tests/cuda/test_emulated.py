@@ -337,8 +337,8 @@ def test_same_bits_in_every_batch(smoothing, classes, channels_last, gpu):
     assert torch.equal(*results)
 
 
-# What a GPU may do and a kernel must not count on: {what is right: (the same with a bug where BUG is true, the shares that
-# show it)}.
+# What a GPU may do and a kernel must not count on: {what is right: (the same with a bug where BUG is true, the shares
+# that show it)}.
 BUGS = {
     "__syncthreads();\n  if (threadIdx.x >= kWarp)": (
         "if (!BUG) __syncthreads();\n  if (threadIdx.x >= kWarp)",

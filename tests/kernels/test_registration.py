@@ -11,7 +11,7 @@ import fcn_fast
 
 ROOT = Path(fcn_fast.__file__).parent.parent
 # Of a build with CUDA, compiled kernels stand in the way.
-COMPILED = ["softmax_loss", "softmax_loss_backward", "softmax_loss_and_gradient"]
+COMPILED = ["softmax_loss", "softmax_loss_backward"]
 COMPILED = COMPILED if fcn_fast._C and fcn_fast._C.build_facts()["cuda_version"] else []
 
 # Before fcn_fast looks, torch has CUDA; nothing of it is used.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fcn_fast
 from fcn_fast import ops, reference
 from fcn_fast.ops._gradient import scaled
 from fcn_fast.reference import NONE, REDUCTIONS
@@ -118,10 +119,16 @@ def test_a_gradient_of_another_dtype_is_rounded_once(device, monkeypatch):
 def test_only_float16_and_maps_wait_for_the_backward_pass(monkeypatch):
     from fcn_fast.ops.softmax_loss import _at_once
 
+    class Compiled:
+        scale_gradient = None
+
     class OnGpu:
         is_cuda = requires_grad = True
         dtype = torch.float32
 
+    monkeypatch.setattr(fcn_fast, "_C", None)
+    assert not _at_once(OnGpu, 1)
+    monkeypatch.setattr(fcn_fast, "_C", Compiled)
     assert _at_once(OnGpu, 1) and not _at_once(OnGpu, NONE)
     with torch.no_grad():
         assert not _at_once(OnGpu, 1)
