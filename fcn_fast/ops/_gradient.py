@@ -10,7 +10,8 @@ def scaled(gradient, factor, dtype):
     """``(gradient * factor).to(dtype)``, in the gradient's own memory where that is nobody's any more.
 
     A loss is nearly always differentiated by 1. In place, nothing is then read or written: a GPU sees to that by
-    itself, for it is no number that the host knows.
+    itself, for it is no number that the host knows. A CUDA graph of a backward pass alone is so to be replayed once for
+    each forward pass, as torch.cuda.make_graphed_callables does.
 
     Args:
         gradient: what the forward pass saved, dense.

@@ -31,7 +31,7 @@ GRIDS = {
         deconvolution((5, 7), 2, kernel=4),
         deconvolution((8, 8), 2, kernel=4, crop=5, size=(9, 8)),
         deconvolution((3, 3), 8, kernel=16, crop=(5, 3), size=(17, 20)),
-        deconvolution((2, 2), 32, kernel=63, crop=18, size=(40, 9)),
+        deconvolution((2, 2), 16, kernel=31, crop=9, size=(24, 5)),
         deconvolution((6, 5), 3, kernel=5, crop=(1, 2)),
         deconvolution((1, 1), 4),
         deconvolution((4, 3), 1),
@@ -40,6 +40,9 @@ GRIDS = {
 GRIDS["far outside"] = BilinearGrid((2, 2), (7, 6), (1, 1), (-5, -4), (2, 2), "zero")
 CLAMPED, SAME, ZERO = (list(GRIDS.values())[i] for i in (1, 3, 17))
 FEW = {"clamped": CLAMPED, "same": SAME, "zero": ZERO}
+# Of the same kinds, with so few cells that one warp does an image's, in the fused loss.
+ONE_WARP = interpolation((4, 5), size=(11, 14)).grid
+ONE_WARP_ZERO = deconvolution((3, 2), 3, kernel=5, crop=(1, 2)).grid
 
 
 def by_name(grids):

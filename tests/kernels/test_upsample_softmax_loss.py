@@ -7,10 +7,11 @@ from fcn_fast.reference import FULL, MEAN, NONE, SUM
 
 from ..ops.support import labels, randn
 from .support import (
-    CLAMPED,
     DTYPES_AND_LAYOUTS,
     FEW,
     GRIDS,
+    ONE_WARP,
+    ONE_WARP_ZERO,
     SAME,
     ZERO,
     assert_close,
@@ -54,13 +55,13 @@ def test_values(grid, device):
 
 @pytest.mark.parametrize(("dtype", "layout"), DTYPES_AND_LAYOUTS)
 def test_dtypes_and_layouts(dtype, layout, device):
-    compare(*random(ZERO, dtype=dtype, layout=layout, device=device), reduction=SUM)
+    compare(*random(ONE_WARP_ZERO, dtype=dtype, layout=layout, device=device), reduction=SUM)
 
 
 @pytest.mark.parametrize("reduction", range(5))
 @pytest.mark.parametrize("options", OPTIONS)
 def test_options(options, reduction, device):
-    logits, target, grid = random(ZERO, n=2, device=device)
+    logits, target, grid = random(ONE_WARP_ZERO, n=2, device=device)
     shape = (2, 3, *grid.size)
     compare(logits, target, grid, options_of(options, shape, torch.float32, device), reduction, both=True)
 
@@ -69,7 +70,7 @@ def test_options(options, reduction, device):
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_gentle_and_steep_cells(options, scale, device):
     """Steep ones take the way with the largest logit of every pixel; shifted, the logits are large too."""
-    logits, target, grid = random(CLAMPED, scale=scale, device=device)
+    logits, target, grid = random(ONE_WARP, scale=scale, device=device)
     shape = (1, 3, *grid.size)
     for shift, reduction in ((0, FULL), (1e3, NONE), (-1e3, SUM)):
         chosen = options_of(options, shape, torch.float32, device)
@@ -98,7 +99,7 @@ def test_cells_as_steep_as_are_gentle(grid, reach, device):
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_labels_that_share_a_bit(options, device):
     """Classes that differ by 64 or by 32 in one warp."""
-    logits, target, grid = random(CLAMPED, classes=150, device=device)
+    logits, target, grid = random(ONE_WARP, classes=150, device=device)
     target = target % 8 % 3 * 32 + target % 2 * 64 + target % 8
     assert target.max() < 150
     compare(logits, target, grid, options_of(options, (1, 150, *grid.size), torch.float32, device))
@@ -106,7 +107,7 @@ def test_labels_that_share_a_bit(options, device):
 
 @pytest.mark.parametrize("classes", [1, 2, 21])
 def test_class_counts(classes, device):
-    compare(*random(ZERO, classes=classes, device=device))
+    compare(*random(ONE_WARP_ZERO, classes=classes, device=device))
 
 
 @pytest.mark.parametrize("grid", **by_name(FEW))
@@ -120,7 +121,7 @@ def test_bad_labels_are_nan(reduction, grid, device):
 
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])
-@pytest.mark.parametrize("grid", [SAME, ZERO], ids=("same", "zero"))
+@pytest.mark.parametrize("grid", [SAME, ONE_WARP_ZERO], ids=("same", "zero"))
 def test_not_finite(grid, value, device):
     logits, target, _ = random(grid, classes=4, device=device)
     target[target == 3] = 255
@@ -143,7 +144,7 @@ def test_a_single_corner_that_is_not_finite(value, device):
 
 def test_masked_classes_with_smoothing(device):
     """Their logits add up to more than a number holds: an infinite loss, as PyTorch's, and not NaN."""
-    logits, target, grid = random(CLAMPED, classes=5, device=device)
+    logits, target, grid = random(ONE_WARP, classes=5, device=device)
     logits[:, 2:] = torch.finfo(torch.float32).min
     target = torch.where(target == 255, target, target % 2)
     loss, _ = kernels.upsample_softmax_loss(logits, target, None, None, grid.numbers(), 255, NONE, 0.1, False, False)
@@ -161,7 +162,7 @@ def test_weights_that_are_not_finite(device):
 
 @pytest.mark.parametrize("reduction", range(5))
 def test_nothing_that_counts(reduction, device):
-    logits, target, grid = random(ZERO, device=device)
+    logits, target, grid = random(ONE_WARP_ZERO, device=device)
     compare(logits, torch.full_like(target, 255), grid, reduction=reduction)
     compare(logits, target, grid, (torch.zeros(3, device=device), None, 0.0), reduction)
     compare(logits[:0], target[:0], grid, reduction=reduction)
