@@ -20,14 +20,20 @@ ALLOW_REFERENCE = os.environ.get("FCN_FAST_ALLOW_REFERENCE") == "1"
 pytestmark = pytest.mark.skipif(not fcn_fast._C and ALLOW_REFERENCE, reason="no compiled module")
 
 
-def python(*args, **environment):
-    """Run it with this environment, less what would let it pass without the compiled module.
+def start(*args, **environment):
+    """Start it with this environment, less what would let it pass without the compiled module.
 
     Here rather than one folder up, where the source tree's package would come before the installed one.
     """
     env = {k: v for k, v in os.environ.items() if k not in ("FCN_FAST_ALLOW_REFERENCE", "ATEN_CPU_CAPABILITY")}
-    command = [sys.executable, *args]
-    return subprocess.run(command, env={**env, **environment}, cwd=TESTS, capture_output=True, text=True, timeout=600)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *args], env={**env, **environment}, cwd=TESTS, **options)
+
+
+def python(*args, **environment):
+    """Run it, and what it printed."""
+    with start(*args, **environment) as process:
+        return subprocess.CompletedProcess(args, 0, *process.communicate(timeout=600))
 
 
 def test_the_compiled_module_lies_in_the_package_that_is_imported():

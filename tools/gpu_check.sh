@@ -3,7 +3,7 @@
 # GPU, but no network. Every part has its own time limit, the most telling come first, and the next one runs whatever
 # became of it. Named parts run alone, on what environment and build make first.
 # OUT gets few files, each as soon as there is something for it: summary.txt, a line a part; log.txt, what all of them
-# said; operations.json, stages.json and quick.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes, or
+# said; operations.json, stages.json, train_step.json and quick.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes, or
 # GPU_CHECK_SECONDS; its exit status is the number of parts that failed. What this machine has no tool or GPU for is "not
 # here" and no failure.
 set -uo pipefail
@@ -138,6 +138,13 @@ aims() {
   "$python" -P tools/gpu_aims.py "$1" "$out/$1.json"
 }
 
+train_step() {
+  needs
+  cp docs/experiments.md "$work/page.md"
+  "$python" -P benchmarks/train_step.py gpu --results "$work" --page "$work/page.md"
+  cp "$work/gpu/train_step.json" "$out"
+}
+
 profile() {
   needs ncu
   local kernels='regex:^_?(tile|scale|forward|backward|add_blocks|sample|gather|argmax|cells|combine|weigh|finish)'
@@ -154,8 +161,8 @@ benchmarks() {
 
 venv=$work/venv logs=$work/logs
 python=$venv/bin/python
-export venv python out logs
-export -f needs machine environment build calls tests pytest_part sanitizer aims profile benchmarks
+export venv python out logs work
+export -f needs machine environment build calls tests pytest_part sanitizer aims train_step profile benchmarks
 
 part environment 60 bash -c environment
 gpu=$("$python" -c 'import torch; print(torch.cuda.is_available())' 2>/dev/null)
@@ -167,6 +174,7 @@ part env 60 "$venv/bin/fcn-fast" env
 part calls 90 bash -c calls
 part aims 120 bash -c "aims operations"
 part stages 60 bash -c "aims stages"
+part train_step 100 bash -c train_step
 part tests 200 bash -c tests
 part ncu 70 bash -c profile
 part benchmarks 90 bash -c benchmarks
