@@ -1,5 +1,6 @@
 """What every test stands on: the installed compiled module, a seed that can be replayed, the devices."""
 
+import concurrent.futures
 import functools
 import importlib.metadata
 import json
@@ -118,6 +119,21 @@ def set_num_threads():
     threads = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def peaks_side_by_side(monkeypatch):
+    """Where a recording script measures memory, its sides' processes run at once: most of their time is imports."""
+    from fcn_fast.bench import scripts
+
+    one_by_one = scripts.peaks
+
+    def peaks(script, case, sides, quick):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            found = pool.map(lambda side: one_by_one(script, case, [side], quick)[side], sides)
+            return dict(zip(sides, found, strict=True))
+
+    monkeypatch.setattr(scripts, "peaks", peaks)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The compiled module: that it is the installed one, that every operation has its kernel, and each instruction set."""
 
+import contextlib
 import importlib.metadata
 import os
 import re
@@ -30,10 +31,13 @@ def start(*args, **environment):
     return subprocess.Popen([sys.executable, *args], env={**env, **environment}, cwd=TESTS, **options)
 
 
-def python(*args, **environment):
-    """Run it, and what it printed."""
-    with start(*args, **environment) as process:
-        return subprocess.CompletedProcess(args, 0, *process.communicate(timeout=600))
+def finish(process):
+    with process:
+        try:
+            output = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def test_the_compiled_module_lies_in_the_package_that_is_imported():
@@ -79,23 +83,29 @@ def test_every_instruction_set(seed):
     """The others than the one in use, each in a process of its own: the values of every operation."""
     facts = fcn_fast._C.build_facts()
     others = facts["isas"][: facts["isas"].index(facts["isa"])]
-    for isa in others:
-        chosen = {
-            "ATEN_CPU_CAPABILITY": CAPABILITIES[isa],
-            "FCN_FAST_TEST_SEED": str(seed),
-            **({"FCN_FAST_ALLOW_REFERENCE": "1"} if ALLOW_REFERENCE else {}),
-        }
-        done = python("-c", "import fcn_fast; print(fcn_fast._C.build_facts()['isa'])", **chosen)
-        assert done.stdout.strip() == isa, done.stderr
-        selection = ["-m", "isa and not cuda", "-k", "not reference", "ops"]
-        done = python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selection, **chosen)
-        assert done.returncode == 0, done.stdout[-5000:]
-        assert re.search(r"\d{3,} passed", done.stdout), done.stdout[-500:]
+    selection = ["-m", "isa and not cuda", "-k", "not reference", "ops"]
+    # Side by side: each is mostly on one core.
+    with contextlib.ExitStack() as stack:
+        started = []
+        for isa in others:
+            chosen = {
+                "ATEN_CPU_CAPABILITY": CAPABILITIES[isa],
+                "FCN_FAST_TEST_SEED": str(seed),
+                **({"FCN_FAST_ALLOW_REFERENCE": "1"} if ALLOW_REFERENCE else {}),
+            }
+            done = finish(start("-c", "import fcn_fast; print(fcn_fast._C.build_facts()['isa'])", **chosen))
+            assert done.stdout.strip() == isa, done.stderr
+            started.append(start("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selection, **chosen))
+            stack.callback(started[-1].kill)
+        for isa, process in zip(others, started, strict=True):
+            done = finish(process)
+            assert done.returncode == 0, f"{isa}: {done.stdout[-5000:]}"
+            assert re.search(r"\d{3,} passed", done.stdout), done.stdout[-500:]
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_copy_of_the_package_does_not_pass_for_the_installed_one(compiled, tmp_path):
     ignore = None if compiled else shutil.ignore_patterns("_C.*")
     shutil.copytree(Path(fcn_fast.__file__).parent, tmp_path / "fcn_fast", ignore=ignore)
-    done = python("-m", "pytest", "--collect-only", "-q", "test_grid.py", PYTHONPATH=str(tmp_path))
+    done = finish(start("-m", "pytest", "--collect-only", "-q", "test_grid.py", PYTHONPATH=str(tmp_path)))
     assert done.returncode == 4 and "would not test the installed kernels" in done.stderr

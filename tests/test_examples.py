@@ -1,5 +1,6 @@
 """The examples run, and both of their sides give the same numbers."""
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,27 @@ SMALL = {
 }
 
 
+@pytest.fixture(scope="module")
+def started(request):
+    """The examples of the tests to come, all at once: each is mostly imports, three times over, on one core."""
+    tests = [item for item in request.session.items if item.path == Path(__file__) and hasattr(item, "callspec")]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name in [test.callspec.params["name"] for test in tests]:
+            command = [sys.executable, EXAMPLES / f"{name}.py", *SMALL[name]]
+            processes[name] = stack.enter_context(subprocess.Popen(command, **options))
+            stack.callback(processes[name].kill)
+        yield processes
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_both_sides_agree(name):
+def test_both_sides_agree(name, started):
     if name == "finetune_segformer":
         pytest.importorskip("transformers")
-    command = [sys.executable, EXAMPLES / f"{name}.py", *SMALL[name]]
-    lines = subprocess.check_output(command, text=True, stderr=subprocess.STDOUT).splitlines()
+    output = started[name].communicate(timeout=600)[0]
+    assert started[name].returncode == 0, output
+    lines = output.splitlines()
     rows = [line.split() for line in lines if line[:1].isdigit()]
     assert len(rows) == 2
     for _, plain, other in rows:

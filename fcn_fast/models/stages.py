@@ -125,8 +125,8 @@ class Trunk(nn.Module):
     def conv_relu(self, name, x, zeros=None):
         """ReLU of the convolution of this name, with these zeros around x, ((top, bottom), (left, right)), or its own.
 
-        In inference on a GPU both are one kernel of cuDNN, which adds the bias before it rounds. PyTorch asks for a ReLU
-        that need not pass NaN on: docs/reliability.md says so.
+        In inference on a GPU both are one kernel of cuDNN, which adds the bias before it rounds. It need not pass NaN
+        on: docs/reliability.md.
         """
         conv = getattr(self, name)
         fuses = self.ops is not eager and _fuses(conv, x)

@@ -1,5 +1,6 @@
 """nvcc compiles the CUDA kernels for every GPU that they are built for: no spills, bounded registers, wide accesses."""
 
+import concurrent.futures
 import functools
 import importlib.util
 import os
@@ -33,11 +34,10 @@ def kernel(mangled):
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
+def compiled(request, tmp_path_factory):
     """For a GPU: the cubin, and what ptxas says of each kernel: registers, bytes of stack and of spills."""
     folder = tmp_path_factory.mktemp("cuda")
 
-    @functools.cache
     def compile(arch):
         path = folder / f"{arch}.cubin"
         flags = ["-std=c++20", "-O3", "-fmad=false", "-DNDEBUG", f"-I{CSRC}", f"-arch=sm_{arch}", "-Xptxas", "-v"]
@@ -48,7 +48,12 @@ def compiled(tmp_path_factory):
         found = re.findall(pattern, done.stderr, re.DOTALL)
         return path, {kernel(name): (int(r), int(stack), int(spills)) for name, stack, spills, r in found}
 
-    return compile
+    # Each takes nvcc, on one core, a third of a minute: side by side, in the order of the tests, and no others.
+    wanted = [item.callspec.params["arch"] for item in request.session.items if item.path == Path(__file__)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiling = {arch: pool.submit(compile, arch) for arch in dict.fromkeys(wanted)}
+        yield lambda arch: compiling[arch].result()
+        pool.shutdown(cancel_futures=True)  # what a failure has left out
 
 
 @pytest.mark.parametrize("arch", ARCHS)

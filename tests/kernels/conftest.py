@@ -28,8 +28,8 @@ def interpreter(monkeypatch):
 
     It makes Python numbers of arrays with one element, which NumPy 2.4 no longer does, truncates to bfloat16 where a
     GPU rounds, and takes NaN for the larger or the smaller of two where a GPU takes the number. It is slow: it puts its
-    functions into triton.language at every call, where once is enough, and reduces number by number. Kernels that ask
-    what GPU they run on are told of one that is absent.
+    functions into triton.language at every call, where once is enough, reduces number by number, and looks for overflow
+    of whole numbers without telling of it. Kernels that ask what GPU they run on are told of one that is absent.
     """
     if not INTERPRETED:
         yield
@@ -57,20 +57,27 @@ def interpreter(monkeypatch):
     monkeypatch.setattr(builder, "create_maxnumf", lambda self, a, b: self.binary_op(a, b, np.fmax))
     monkeypatch.setattr(builder, "create_minnumf", lambda self, a, b: self.binary_op(a, b, np.fmin))
 
-    def reduce_by_pairs(self, input):
-        """Each number with the next, all pairs at once, till one is left; of powers of two."""
+    def reduce_slices(self, input):
+        """One slice after the other, and the bits of hundreds of numbers at once."""
         if self.keep_dims:
             return reduce(self, input)
         input, axis = self.unravel(input, self.axis)
         parts = [np.moveaxis(x.handle.data, axis, 0) for x in input]
-        while len(parts[0]) > 1:
-            pairs = [self.to_tensor(part[i::2], x.dtype) for i in (0, 1) for part, x in zip(parts, input, strict=True)]
-            results = self.combine_fn.fn(*pairs)
-            parts = [x.handle.data for x in (results if isinstance(results, tuple) else (results,))]
-        return [self.to_tensor(part[0], x.dtype) for part, x in zip(parts, input, strict=True)]
+        if self.combine_fn == tl.standard._or_combine:
+            return [self.to_tensor(np.bitwise_or.reduce(parts[0]), input[0].dtype)]
+        total, *others = (
+            [self.to_tensor(part[i], x.dtype) for part, x in zip(parts, input, strict=True)]
+            for i in range(len(parts[0]))
+        )
+        for each in others:
+            total = self.combine_fn.fn(*total, *each)
+            total = total if isinstance(total, tuple) else (total,)
+        return list(total)
 
     reduce = interpreter.ReduceOps.generic_reduce
-    monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", reduce_by_pairs)
+    monkeypatch.setattr(interpreter.ReduceOps, "generic_reduce", reduce_slices)
+    unchecked = interpreter.InterpreterOptions(sanitize_overflow=False)
+    monkeypatch.setattr(interpreter.interpreter_builder, "options", unchecked)
     scope = interpreter._patch_lang(types.FunctionType((lambda: 0).__code__, {"tl": tl, "core": tl.core}))
     monkeypatch.setattr(interpreter, "_patch_lang", lambda function: interpreter._LangPatchScope())
     yield

@@ -10,7 +10,14 @@ from .support import CLAMPED, FEW, HALF, REDUCTIONS, ZERO, Sampling, assert_same
 from .table import DIFFERENTIABLE, LOSSES, OPS
 
 pytestmark = pytest.mark.usefixtures("deterministic")
-COMPILED = (*FEW, interpolation((5, 7), scale_factor=2), interpolation((5, 7), scale_factor=(1.3, 3.7)))
+# Of each kind of option one: all that graphs differ in.
+COMPILED = (
+    CLAMPED,
+    FEW[2],
+    ZERO,
+    interpolation((5, 7), scale_factor=2),
+    interpolation((5, 7), scale_factor=(1.3, 3.7)),
+)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -18,7 +18,7 @@ def script():
     return module
 
 
-def test_records_and_renders(script, tmp_path, monkeypatch, set_num_threads):
+def test_records_and_renders(script, tmp_path, monkeypatch, set_num_threads, peaks_side_by_side):
     set_num_threads(1)
     name = list(script.CASES)[1]
     monkeypatch.setattr(script, "CASES", {name: script.CASES[name]})

@@ -109,7 +109,7 @@ def test_survives_kills_at_any_moment(tmp_path, seed):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags.append("--resume")
     # A process of its own for all of them: other tests may have left this one with other threads.
-    subprocess.run(command(whole, *flags), cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
+    undisturbed = subprocess.Popen(command(whole, *flags), cwd=tmp_path, stdout=subprocess.DEVNULL)
     generator = random.Random(seed)
     for _ in range(2):
         # Leave it at least a step, or nothing would be tested.
@@ -125,6 +125,7 @@ def test_survives_kills_at_any_moment(tmp_path, seed):
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command(killed, *flags), cwd=tmp_path, stdout=subprocess.DEVNULL, check=True)
+    assert undisturbed.wait(120) == 0
     assert log(killed) == log(whole) and same(killed, whole)
 
 
