@@ -132,7 +132,7 @@ def _plan(shape, grid, dtype, gradient, reduction, plain):
     map_size = 0  # of an image's partial maps
     if gradient:
         map_size = 2 * splits * rule.cdiv(rows * columns, LANES) * (LANES + 1) * classes
-    most = max(MAPS, 5 * shape.numel()) // max(map_size * dtype.itemsize, 1)
+    most = max(MAPS, 5 * n * classes * height * width) // max(map_size * dtype.itemsize, 1)
     images = rule.cdiv(n, rule.cdiv(n, max(most, 1))) if n else 0
     chunks = []
     for first in range(0, n, max(images, 1)):

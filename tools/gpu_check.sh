@@ -174,8 +174,8 @@ part env 60 "$venv/bin/fcn-fast" env
 part calls 90 bash -c calls
 part aims 120 bash -c "aims operations"
 part stages 60 bash -c "aims stages"
-part train_step 100 bash -c train_step
 part tests 200 bash -c tests
+part train_step 100 bash -c train_step
 part ncu 70 bash -c profile
 part benchmarks 90 bash -c benchmarks
 

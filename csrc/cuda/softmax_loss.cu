@@ -4,7 +4,7 @@
 //
 // forward_* and backward_*: the first saves two numbers a pixel for the second. tile_* do both at once for a tile of pixels
 // in shared memory, where the gradient takes the logits' place: a thread owns a pixel there, or two in half precision where
-// they lie side by side. weigh goes before them, for the mean's weight is in every gradient.
+// they lie side by side. Before them a mean has weigh, for its weight is in every gradient.
 //
 // *_planes, but for tiles: a thread owns 16 bytes of neighbouring pixels, or one pixel where rows are not aligned or pixels
 // few, and loops over the classes. *_rows: a block copies the classes of its pixels, which lie side by side, to shared memory

@@ -59,7 +59,7 @@ struct Tiles {
   bool fit;  // else there is not enough shared memory, or too little for enough threads
   int64_t images, pixels;
   int pack = 1, threads = 128, shared = 0;
-  int64_t tiles, all;  // of an image, and in all
+  int64_t tiles;  // of an image
   int blocks;
 
   Tiles(const Map& logits, int64_t most_shared) : images(logits.n), pixels(logits.h * logits.w) {
@@ -75,17 +75,17 @@ struct Tiles {
     }
     // Planes are filled up to a multiple of four classes.
     const int64_t of_thread = (share == Share::kPlanes ? (logits.c + 3) / 4 * 4 : logits.c) * size * pack;
-    while (threads > kWarp && (of_thread * threads * kWaiting > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
+    while (threads > kWarp && ((of_thread * threads + kReserved) * kWaiting > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
     shared = int(of_thread * threads);
-    fit = of_thread * kWarp * kLeast <= most_shared;
+    fit = (of_thread * kWarp + kReserved) * kLeast <= most_shared;
     tiles = tiles_of(threads * pack);
-    all = images * tiles;
-    blocks = int(all < kMost ? all : kMost);
+    blocks = int(images * tiles < kMost ? images * tiles : kMost);
   }
 
  private:
-  // Blocks of a multiprocessor that wait for memory while others compute, if threads need not become fewer than a warp for it.
-  static constexpr int64_t kWaiting = 5;
+  // Blocks of a multiprocessor that wait for memory while others compute, if threads need not become fewer than a warp for it;
+  // and what each takes beside its tile, by itself and for CUDA.
+  static constexpr int64_t kWaiting = 5, kReserved = 1152;
   static constexpr int64_t kFill = 2 * kMultiprocessors, kMost = 16 * kMultiprocessors;
 
   int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }

@@ -223,7 +223,8 @@ template <class A> struct Gradient {
         whole += even * common.class_sum;
       }
     }
-    share = whole * inverse_sum;
+    // Not a number where a class weight is infinite, as an ignored pixel's even part would be.
+    share = mul_add(whole, inverse_sum, SMOOTH ? 0 * common.class_sum : A(0));
   }
   // less: own at the label, else 0.
   template <bool SMOOTH> FCN_FAST_HOST_DEVICE A of(A x, A less, A class_weight) const {
@@ -359,7 +360,7 @@ template <class T, int V> struct Tile {
   // true), of 16 bytes, where they are aligned, else with copy(memory, shared, false), of one number. Of
   // every tile the same part.
   template <class F> FCN_FAST_HOST_DEVICE void copy(T* x, int64_t plane, T* tile, int32_t count, const F& copy) const {
-    if (aligned) {
+    if (V * sizeof(T) >= 4 && aligned) {  // a single pixel of two bytes is one for not being aligned
       if (at >= count) return;  // pixels are whole packs, as a plane is
       T *from = x + first * plane + at, *to = tile + line(at) + first * kLine;
 #pragma unroll 4

@@ -88,6 +88,14 @@ def assert_same(actual, expected, exact, plain):
     assert actual.is_cuda or torch.equal(actual.nan_to_num(), expected.nan_to_num())
 
 
+def plan_anew(monkeypatch, operation):
+    """For a test that changes what plans are made with: none that is made comes from a cache or stays in it."""
+    module = file_of(operation)
+    for name in ("_plan", "_sample_plan", "_gather_plan"):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+
+
 def file_of(operator):
     """The module of an operator's kernels; in fcn_fast.kernels the function hides it."""
     getattr(kernels, operator)  # imports it

@@ -5,7 +5,7 @@ from fcn_fast import kernels, reference
 from fcn_fast.reference import memory_format
 
 from ..ops.support import randn
-from .support import CLAMPED, DTYPES_AND_LAYOUTS, FEW, GRIDS, ZERO, assert_close, by_name, exactly, file_of
+from .support import CLAMPED, DTYPES_AND_LAYOUTS, FEW, GRIDS, ZERO, assert_close, by_name, exactly, file_of, plan_anew
 
 pytestmark = pytest.mark.usefixtures("deterministic")
 INF, NAN = float("inf"), float("nan")
@@ -40,6 +40,7 @@ def test_channels_side_by_side(channels, device):
 @pytest.mark.parametrize("grid", **by_name(FEW))
 def test_programs_that_own_several_rows(grid, monkeypatch, device):
     compare(grid, device=device)
+    plan_anew(monkeypatch, "bilinear_upsample")
     monkeypatch.setattr(file_of("bilinear_upsample"), "PROGRAMS", 1)
     compare(grid, device=device)
 
@@ -47,6 +48,7 @@ def test_programs_that_own_several_rows(grid, monkeypatch, device):
 def test_whole_numbers_in_64_bits(monkeypatch, device):
     from fcn_fast.kernels import grid
 
+    plan_anew(monkeypatch, "bilinear_upsample")
     monkeypatch.setattr(grid, "index_type", lambda largest: grid.tl.int64)
     compare(ZERO, device=device)
 

@@ -19,6 +19,7 @@ from .support import (
     by_name,
     exactly,
     file_of,
+    plan_anew,
 )
 from .test_softmax_loss import OPTIONS, options_of
 
@@ -171,6 +172,7 @@ def test_nothing_that_counts(reduction, device):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_chunks_of_the_batch(layout, monkeypatch, device):
     logits, target, grid = random(ZERO, n=3, layout=layout, device=device)
+    plan_anew(monkeypatch, "upsample_softmax_loss")
     monkeypatch.setattr(file_of("upsample_softmax_loss"), "MAPS", 1)
     for reduction in (NONE, MEAN):
         shape = (3, 3, *grid.size)
@@ -212,5 +214,6 @@ def test_memory_is_a_tenth_of_eager_pytorchs(dtype, monkeypatch):
 def test_offsets_in_64_bits(monkeypatch, device):
     from fcn_fast.kernels import grid
 
+    plan_anew(monkeypatch, "upsample_softmax_loss")
     monkeypatch.setattr(grid, "index_type", lambda largest: grid.tl.int64)
     compare(*random(ZERO, n=2, device=device))
