@@ -3,9 +3,9 @@
 # GPU, but no network. Every part has its own time limit, the most telling come first, and the next one runs whatever
 # became of it. Named parts run alone, on what environment and build make first.
 # OUT gets few files, each as soon as there is something for it: summary.txt, a line a part; log.txt, what all of them
-# said; operations.json, stages.json, train_step.json and quick.json, what was measured; ncu.ncu-rep. Takes less than 9 minutes, or
-# GPU_CHECK_SECONDS; its exit status is the number of parts that failed. What this machine has no tool or GPU for is "not
-# here" and no failure.
+# said; operations.json, stages.json, train_step.json and quick.json, what was measured; ncu.ncu-rep. Takes less than 9
+# minutes, or GPU_CHECK_SECONDS; its exit status is the number of parts that failed. What this machine has no tool or GPU
+# for is "not here" and no failure.
 set -uo pipefail
 
 if (($# == 0)); then

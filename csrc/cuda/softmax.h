@@ -84,7 +84,7 @@ template <class A, int V> FCN_FAST_HOST_DEVICE void store_line(const A (&line)[V
   }
 }
 
-// The softmax of a pixel over the classes seen so far. SMOOTH: also their sum of class_weight * (logit - shift).
+// The softmax of a pixel over the classes seen so far. SMOOTH: also their sum of class_weight * (logit - largest).
 template <class A, bool SMOOTH> struct Softmax {
   // Never -inf: where all logits so far are, the sum stays 0.
   A largest = std::numeric_limits<A>::lowest(), sum = 0, smooth = 0, weights = 0;

@@ -6,7 +6,11 @@
 namespace fcn_fast::cuda {
 
 constexpr int kWarp = 32;
+constexpr int kTogether = 4;  // classes whose exponentials are added up by themselves
 constexpr int kMultiprocessors = 132;  // an H100's, which are to be filled; whatever the device, so that all add in the same order
+
+// Classes, filled up to a multiple of kTogether as tiles of planes are.
+FCN_FAST_HOST_DEVICE inline int32_t filled(int32_t classes) { return (classes + kTogether - 1) / kTogether * kTogether; }
 
 // kPlanes: a thread owns ``pack`` neighbouring pixels, whose classes lie a plane apart. kRows: a thread owns a pixel, whose
 // classes lie side by side, and a block brings its pixels to shared memory. kLanes: a warp owns such a pixel.
@@ -73,8 +77,7 @@ struct Tiles {
       pixels *= images;
       images = 1;
     }
-    // Planes are filled up to a multiple of four classes.
-    const int64_t of_thread = (share == Share::kPlanes ? (logits.c + 3) / 4 * 4 : logits.c) * size * pack;
+    const int64_t of_thread = (share == Share::kPlanes ? filled(int32_t(logits.c)) : logits.c) * size * pack;
     while (threads > kWarp && ((of_thread * threads + kReserved) * kWaiting > most_shared || images * tiles_of(threads * pack) < kFill)) threads /= 2;
     shared = int(of_thread * threads);
     fit = (of_thread * kWarp + kReserved) * kLeast <= most_shared;

@@ -10,7 +10,6 @@
 namespace fcn_fast::cuda {
 
 constexpr int32_t kIgnored = -1, kBad = -2;
-constexpr int kTogether = 4;  // classes whose exponentials are added up by themselves
 
 // What a kernel is given; pixels are those of one image. Classes side by side: all images are one, of image_pixels each.
 template <class A> struct Work {
@@ -42,6 +41,16 @@ template <class A> FCN_FAST_HOST_DEVICE bool are_aligned(const Work<A>& w) {
   return (reinterpret_cast<uintptr_t>(w.logits) | reinterpret_cast<uintptr_t>(w.grad)) % 16 == 0;
 }
 
+// f(all labels), as pointers of their type.
+template <class A, class F> FCN_FAST_HOST_DEVICE void with_labels(const Work<A>& w, const F& f) {
+  switch (w.label_type) {
+    case Type::u8: return f(static_cast<const uint8_t*>(w.labels));
+    case Type::i16: return f(static_cast<const int16_t*>(w.labels));
+    case Type::i32: return f(static_cast<const int32_t*>(w.labels));
+    default: return f(static_cast<const int64_t*>(w.labels));
+  }
+}
+
 // What counts of V neighbouring pixels from ``at`` on, beside their logits.
 template <class A, int V> struct Pixels {
   int64_t at;
@@ -50,16 +59,10 @@ template <class A, int V> struct Pixels {
 
   Pixels() = default;
   FCN_FAST_HOST_DEVICE Pixels(const Work<A>& w, int64_t at) : at(at) {
-    const auto read = [&](const auto* labels) {
+    with_labels(w, [&](const auto* labels) {
 #pragma unroll
       for (int v = 0; v < V; ++v) label[v] = w.known(labels[at + v]);
-    };
-    switch (w.label_type) {
-      case Type::u8: read(static_cast<const uint8_t*>(w.labels)); break;
-      case Type::i16: read(static_cast<const int16_t*>(w.labels)); break;
-      case Type::i32: read(static_cast<const int32_t*>(w.labels)); break;
-      default: read(static_cast<const int64_t*>(w.labels));
-    }
+    });
 #pragma unroll
     for (int v = 0; v < V; ++v) of_class[v] = of_pixel[v] = 1;
     if (w.class_weight)
@@ -340,10 +343,7 @@ FCN_FAST_HOST_DEVICE void backward_planes(const Work<arithmetic_t<T>>& w, const 
                                    Order<>{0, 1, w.classes}, p.image * w.pixels + p.first, class_sum);
 }
 
-// Tiles of planes in shared memory: what is a warp's lies together, class by class, V pixels a lane. Classes are filled up
-// to a multiple of kTogether.
-FCN_FAST_HOST_DEVICE inline int32_t filled(int32_t classes) { return (classes + kTogether - 1) / kTogether * kTogether; }
-
+// A tile of planes in shared memory: what is a warp's lies together, class by class, V pixels a lane.
 template <class T, int V> struct Tile {
   static constexpr int32_t kLine = kWarp * V, kPack = 16 / sizeof(T);
   int32_t classes, thread, pixels;  // pixels: of a whole tile
@@ -357,8 +357,8 @@ template <class T, int V> struct Tile {
   FCN_FAST_HOST_DEVICE int32_t line(int32_t pixel) const { return pixel / kLine * kLine * filled(classes) + pixel % kLine; }
 
   // A thread's part in copying count pixels from x on, whose classes are ``plane`` apart in memory: with copy(memory, shared,
-  // true), of 16 bytes, where they are aligned, else with copy(memory, shared, false), of one number. Of
-  // every tile the same part.
+  // true), of 16 bytes, where they are aligned, else with copy(memory, shared, false), of one number. Of every tile it is the
+  // same part.
   template <class F> FCN_FAST_HOST_DEVICE void copy(T* x, int64_t plane, T* tile, int32_t count, const F& copy) const {
     if (V * sizeof(T) >= 4 && aligned) {  // a single pixel of two bytes is one for not being aligned
       if (at >= count) return;  // pixels are whole packs, as a plane is
@@ -374,7 +374,7 @@ template <class T, int V> struct Tile {
     }
   }
 
-  // The thread's own pixels.
+  // The thread's own pixels, and what is put in place of the classes that there are not.
   FCN_FAST_HOST_DEVICE T* own(T* tile) const { return tile + line(thread * V); }
   FCN_FAST_HOST_DEVICE void fill(T* own) const {
     Pack<T, V> nothing;

@@ -46,10 +46,8 @@ SMALL = {
 }
 EACH = pytest.mark.parametrize("share", SMALL)
 MARGIN = 64  # elements
+MULTIPROCESSORS = 2  # of the emulated GPU
 ASCENDING, DESCENDING = 0, 1
-
-
-MULTIPROCESSORS = 2
 
 
 def build(folder, source, flags=("-O1",)):
