@@ -29,6 +29,7 @@ import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.grid import blend, cell_of, clamped, first_output, inside, weights
+from fcn_fast.kernels.launch import Launch
 from fcn_fast.reference import memory_format
 
 PROGRAMS = 2048  # enough to fill a GPU; each does more only where there are more
@@ -53,14 +54,13 @@ def sample(input, grid, skip=None, crop=(0, 0)):
         skip = skip.contiguous(memory_format=layout)
         skip_size = skip.shape[2:]
         skip = skip[:, :, crop[0] :, crop[1] :]
-    programs, numbers, constants = _sample_plan(input.shape, tuple(grid), skip_size, layout, input.dtype)
     with torch.cuda.device_of(input):
-        _sample[programs](input, skip, output, *numbers, **constants)
+        _sampling(input.shape, tuple(grid), skip_size, layout, input.dtype)(input, skip, output)
     return output
 
 
 @functools.lru_cache
-def _sample_plan(shape, grid, skip_size, layout, dtype):
+def _sampling(shape, grid, skip_size, layout, dtype):
     n, channels, height, width = shape
     planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
     y, x, constants = rule.axes((height, width), grid)
@@ -81,7 +81,7 @@ def _sample_plan(shape, grid, skip_size, layout, dtype):
         num_warps=max(block // (32 * vector), 1),
     )
     numbers = *y, *x, inner, cells, tiles, row // align, skip_size[0], skip_row // skip_align
-    return (planes * rule.cdiv(count, cells) * tiles,), numbers, constants
+    return Launch(_sample, (planes * rule.cdiv(count, cells) * tiles,), *numbers, **constants)
 
 
 def bilinear_upsample_backward(grad_output, in_size, grid):
@@ -91,14 +91,13 @@ def bilinear_upsample_backward(grad_output, in_size, grid):
     output = torch.empty(shape, dtype=grad_output.dtype, device=grad_output.device, memory_format=layout)
     if not output.numel():
         return output
-    programs, numbers, constants = _gather_plan(shape, tuple(grid), layout, output.dtype)
     with torch.cuda.device_of(grad_output):
-        _gather[programs](grad_output, output, *numbers, **constants)
+        _gathering(shape, tuple(grid), layout, output.dtype)(grad_output, output)
     return output
 
 
 @functools.lru_cache
-def _gather_plan(shape, grid, layout, dtype):
+def _gathering(shape, grid, layout, dtype):
     n, channels, height, width = shape
     planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
     y, x, constants = rule.axes((height, width), grid)
@@ -117,7 +116,8 @@ def _gather_plan(shape, grid, layout, dtype):
         num_warps=min(max(block * k // (128 if double else 256), 1), 8),
         maxnreg=96 if block * k <= 1024 else None,
     )
-    return (planes * rule.cdiv(y[0], rows) * tiles,), (*y, *x, inner, rows, tiles, row), constants
+    programs = planes * rule.cdiv(y[0], rows) * tiles
+    return Launch(_gather, (programs,), *y, *x, inner, rows, tiles, row, **constants)
 
 
 def _alignment(row):

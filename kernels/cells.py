@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from fcn_fast.kernels.grid import cdiv, clamped, first_output, inside
+from fcn_fast.kernels.launch import Launch
 
 LANES = 32
 
@@ -106,12 +107,15 @@ def add_to_map(out, left, right, row, STEEP: tl.constexpr):
     tl.store(out + 1, right, last)
 
 
-def combine(maps, output, splits, programs, constants):
-    """Add up partial maps over the coarse pixels of output, (N, C, h, w) of their dtype in either memory format."""
-    n, classes, height, width = output.shape
-    _combine[(n * cdiv(height * width, 128) * cdiv(classes, 8),)](
-        maps, output, classes, height, width, splits, programs, output.stride(0), output.stride(1), output.stride(3),
-        C=8, BLOCK=128, LANES=LANES, WIDE=constants["WIDE"], ZERO=constants["ZERO"], num_warps=4,
+def combining(shape, channels_last, splits, programs, wide, zero):
+    """(maps, output): partial maps added up over the coarse pixels of output, (N, C, h, w) of their dtype."""
+    n, classes, height, width = shape
+    pixels = height * width
+    strides = (1, classes) if channels_last else (pixels, 1)
+    return Launch(
+        _combine, (n * cdiv(pixels, 128) * cdiv(classes, 8),),
+        classes, height, width, splits, programs, classes * pixels, *strides,
+        C=8, BLOCK=128, LANES=LANES, WIDE=wide, ZERO=zero, num_warps=4,
     )  # fmt: skip
 
 

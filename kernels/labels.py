@@ -1,10 +1,10 @@
 """What the targets say of pixels: which logit each looks up, and how much it counts. Shared by both losses."""
 
-import torch
 import triton
 import triton.language as tl
 
-from fcn_fast.reference import FULL, MEAN, NONE, SUM, memory_format, raise_for_label
+from fcn_fast.kernels.launch import Launch
+from fcn_fast.reference import FULL, NONE, SUM, memory_format, raise_for_label
 
 IGNORED = tl.constexpr(-1)
 BAD = tl.constexpr(-2)
@@ -22,9 +22,9 @@ def class_sum(weight, label_smoothing):
     return weight.sum() if label_smoothing and weight is not None else None
 
 
-def divisor(reduction, target):
-    """What the sum is divided by, but for a mean."""
-    return max({FULL: target.numel(), SUM: 1, NONE: 1}.get(reduction, target.shape[0]), 1)
+def divisor(reduction, images, count):
+    """What the sum over count pixels is divided by, but for a mean."""
+    return max({FULL: count, SUM: 1, NONE: 1}.get(reduction, images), 1)
 
 
 def check(target, classes, ignore_index):
@@ -35,21 +35,14 @@ def check(target, classes, ignore_index):
         raise_for_label(target, int(bad.flatten().int().argmax()), classes, ignore_index)
 
 
-def weigh(target, weight, pixel_weight, classes, ignore_index, acc):
-    """The total weight of the labels, as WEIGHERS partial sums in double precision."""
-    total = target.new_empty(WEIGHERS, dtype=torch.float64)
-    _weigh[(WEIGHERS,)](
-        target, weight, pixel_weight, total, target.numel(), classes, ignore_index, BLOCK=1024, ACC=acc, num_warps=4
-    )
-    return total
+def weighing(count, classes, ignore_index, acc):
+    """(target, class weight, pixel weight, total): the total weight of count labels, as WEIGHERS partial sums."""
+    return Launch(_weigh, (WEIGHERS,), count, classes, ignore_index, BLOCK=1024, ACC=acc, num_warps=4)
 
 
-def finish(losses, weights, loss, total_weight, reduction, target):
-    """Add up what the programs found."""
-    _finish[(1,)](
-        losses, weights, loss if reduction != NONE else None, total_weight, len(losses), divisor(reduction, target),
-        MEAN=reduction == MEAN, BLOCK=1024, num_warps=4,
-    )  # fmt: skip
+def finishing(programs, divisor, mean=False):
+    """(losses, weights, loss, total weight): the sums of what programs found, the loss divided by divisor or weight."""
+    return Launch(_finish, (1,), programs, divisor, MEAN=mean, BLOCK=1024, num_warps=4)
 
 
 @triton.jit

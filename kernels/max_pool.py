@@ -3,31 +3,40 @@
 Straight into the frame that the next layers read, or the pooled map would be copied there.
 """
 
+import functools
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import larger_or_nan
+from fcn_fast.kernels.launch import Launch
 
 
 def max_pool(x, frame=None, corner=(0, 0)):
     """(N, C, h, w), dense channels_last, to (N, C, ceil(h / 2), ceil(w / 2)), or to the frame's size around it."""
     n, channels, height, width = x.shape
-    rows, columns = (height + 1) // 2, (width + 1) // 2
-    size = frame.shape[2:] if frame is not None else (rows, columns)
+    size = frame.shape[2:] if frame is not None else ((height + 1) // 2, (width + 1) // 2)
     out = torch.empty((n, channels, *size), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if not out.numel():
         return out
+    with torch.cuda.device_of(x):
+        _plan(x.shape, out.shape, tuple(corner))(x, frame, out)
+    return out
+
+
+@functools.lru_cache
+def _plan(shape, out_shape, corner):
+    n, channels, height, width = shape
     block = rule.power_of_two(channels, most=64)
     across = 1024 // block
-    with torch.cuda.device_of(x):
-        _pool[(n * size[0], rule.cdiv(size[1], across), rule.cdiv(channels, block))](
-            x, frame, out, height, width, rows, columns, *size, *corner, channels,
-            WIDE=rule.index_type(max(x.numel(), out.numel())),
-            COLUMNS=across, CHANNELS=block, num_warps=4,
-        )  # fmt: skip
-    return out
+    programs = n * out_shape[2], rule.cdiv(out_shape[3], across), rule.cdiv(channels, block)
+    sizes = height, width, (height + 1) // 2, (width + 1) // 2, *out_shape[2:]
+    wide = rule.index_type(max(math.prod(shape), math.prod(out_shape)))
+    constants = {"WIDE": wide, "COLUMNS": across, "CHANNELS": block, "num_warps": 4}
+    return Launch(_pool, programs, *sizes, *corner, channels, **constants)
 
 
 # One kernel for all sizes, or each would wait seconds for a compiler.

@@ -1,19 +1,26 @@
 """gradient *= factor, where what a loss is differentiated by is nearly always 1: then nothing is read or written."""
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
 from fcn_fast.kernels import grid as rule
+from fcn_fast.kernels.launch import Launch
 
 
 def scale_gradient(gradient, factor):
     """In place; gradient is dense, in any memory format."""
-    count = gradient.numel()
     with torch.cuda.device_of(gradient):
-        _scale[(min(rule.cdiv(count, 1024), 1024),)](
-            gradient, factor, count, WIDE=rule.index_type(count + (1 << 21)), BLOCK=1024, num_warps=4
-        )
+        _plan(gradient.numel())(gradient, factor)
+
+
+@functools.lru_cache
+def _plan(count):
+    programs = min(rule.cdiv(count, 1024), 1024)
+    wide = rule.index_type(count + (1 << 21))
+    return Launch(_scale, (programs,), count, WIDE=wide, BLOCK=1024, num_warps=4)
 
 
 @triton.jit

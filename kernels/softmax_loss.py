@@ -13,7 +13,9 @@ them an exponential. At an H100's full bandwidth that is a third of its issue sl
 two fifths. Registers (ptxas for sm_80 to sm_120): 48 to 124 forward, 64 to 123 backward.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 import triton
@@ -26,12 +28,13 @@ from fcn_fast.kernels.labels import (
     check,
     class_sum,
     divisor,
-    finish,
+    finishing,
     mean_scale,
     read_label,
     read_weights,
     readable,
 )
+from fcn_fast.kernels.launch import Launch
 from fcn_fast.reference import MEAN, NONE, accumulate_dtype, memory_format
 
 VARIES = ["groups", "others", "tiles", "count", "ignore_index", "divisor"]
@@ -43,20 +46,17 @@ def softmax_loss(
     logits, target, weight, pixel_weight = readable(logits, target, weight, pixel_weight)
     if check_labels:
         check(target, logits.shape[1], ignore_index)
-    work = _Work(logits)
+    work = _work(*_kind(logits), ignore_index, reduction, label_smoothing)
     dtype = accumulate_dtype(logits.dtype)
     loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
     saved = logits.new_empty((2, *target.shape) if with_grad else (0,), dtype=dtype)
     total_weight = logits.new_empty((), dtype=dtype)
     losses, weights = logits.new_empty((2, work.programs), dtype=dtype)
     with torch.cuda.device_of(logits):
+        each, whole = (loss, None) if reduction == NONE else (None, loss)
         if work.programs:
-            _forward[(work.programs,)](
-                logits, target, weight, pixel_weight, loss if reduction == NONE else None,
-                saved if with_grad else None, losses, weights, *work.numbers, ignore_index,
-                SMOOTHING=label_smoothing, **work.constants,
-            )  # fmt: skip
-        finish(losses, weights, loss, total_weight, reduction, target)
+            work.forward(logits, target, weight, pixel_weight, each, saved if with_grad else None, losses, weights)
+        work.finish(losses, weights, whole, total_weight)
     return loss, saved, total_weight
 
 
@@ -65,47 +65,63 @@ def softmax_loss_backward(
 ):
     logits, target, weight, pixel_weight = readable(logits, target, weight, pixel_weight)
     grad = torch.empty_like(logits)
-    work = _Work(logits)
-    if not work.programs:
-        return grad
-    with torch.cuda.device_of(logits):
-        _backward[(work.programs,)](
-            grad_output.contiguous(), logits, target, weight, pixel_weight, class_sum(weight, label_smoothing),
-            saved, total_weight, grad, *work.numbers, ignore_index, divisor(reduction, target),
-            PER_PIXEL=reduction == NONE, MEAN=reduction == MEAN, SMOOTHING=label_smoothing, **work.constants,
-        )  # fmt: skip
+    work = _work(*_kind(logits), ignore_index, reduction, label_smoothing)
+    if work.programs:
+        with torch.cuda.device_of(logits):
+            work.backward(
+                grad_output.contiguous(), logits, target, weight, pixel_weight, class_sum(weight, label_smoothing),
+                saved, total_weight, grad,
+            )  # fmt: skip
     return grad
 
 
-class _Work:
-    """How the pixels of some logits are shared out: numbers and constants of both kernels."""
+class _Work(NamedTuple):
+    programs: int
+    forward: Launch
+    finish: Launch
+    backward: Launch
 
-    def __init__(self, logits):
-        images, classes, pixels = logits.shape[0], logits.shape[1], math.prod(logits.shape[2:])
-        count = images * pixels
-        # Classes side by side: all images are one.
-        last = memory_format(logits) == torch.channels_last or pixels == 1
-        if last:
-            images, pixels = min(count, 1), count
-            chunk = rule.power_of_two(classes, 1, 512)
-            block = max(4096 // max(logits.element_size(), 4) // chunk, 1)
-        else:
-            chunk = rule.power_of_two(classes, 1, 4)
-            block = rule.power_of_two(pixels, 32, 128 * 16 // logits.element_size())
-        align = math.gcd(classes if last else pixels, 16) or 1
-        tiles = rule.cdiv(pixels, block)
-        self.programs = images * tiles
-        self.numbers = (classes if last else pixels) // align, pixels if last else classes, tiles, count
-        self.constants = {
-            "CHUNK": chunk,
-            "BLOCK": block,
-            "AXIS": 1 if last else 0,
-            "ALIGN": align,
-            "INDEX": rule.index_type(classes * pixels),
-            "ACC": rule.accumulate_type(logits.dtype),
-            "maxnreg": 128,
-            "num_warps": 4 if last else max(block * logits.element_size() // 512, 1),
-        }
+
+def _kind(logits):
+    return logits.shape, memory_format(logits) == torch.channels_last, logits.dtype
+
+
+@functools.lru_cache
+def _work(shape, last, dtype, ignore_index, reduction, label_smoothing):
+    """How the pixels of some logits are shared out."""
+    images, classes, pixels = shape[0], shape[1], math.prod(shape[2:])
+    count = images * pixels
+    by = divisor(reduction, images, count)
+    last = last or pixels == 1  # classes side by side: all images are one
+    if last:
+        images, pixels = min(count, 1), count
+        chunk = rule.power_of_two(classes, 1, 512)
+        block = max(4096 // max(dtype.itemsize, 4) // chunk, 1)
+    else:
+        chunk = rule.power_of_two(classes, 1, 4)
+        block = rule.power_of_two(pixels, 32, 128 * 16 // dtype.itemsize)
+    align = math.gcd(classes if last else pixels, 16) or 1
+    tiles = rule.cdiv(pixels, block)
+    programs = images * tiles
+    numbers = (classes if last else pixels) // align, pixels if last else classes, tiles, count, ignore_index
+    constants = {
+        "SMOOTHING": label_smoothing,
+        "CHUNK": chunk,
+        "BLOCK": block,
+        "AXIS": 1 if last else 0,
+        "ALIGN": align,
+        "INDEX": rule.index_type(classes * pixels),
+        "ACC": rule.accumulate_type(dtype),
+        "maxnreg": 128,
+        "num_warps": 4 if last else max(block * dtype.itemsize // 512, 1),
+    }
+    mean = reduction == MEAN
+    return _Work(
+        programs,
+        Launch(_forward, (programs,), *numbers, **constants),
+        finishing(programs, by, mean),
+        Launch(_backward, (programs,), *numbers, by, PER_PIXEL=reduction == NONE, MEAN=mean, **constants),
+    )
 
 
 @triton.jit

@@ -27,6 +27,7 @@ import triton.language as tl
 from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import LANES, corners_of, in_line, larger_or_nan, least_of, load_corners, place_of_cell
 from fcn_fast.kernels.grid import blend, first_output, weights
+from fcn_fast.kernels.launch import Launch
 
 
 def upsample_argmax(logits, grid, dtype):
@@ -36,8 +37,7 @@ def upsample_argmax(logits, grid, dtype):
         return labels
     with torch.cuda.device_of(logits):
         device = triton.runtime.driver.active.get_current_device()
-        programs, numbers, constants = _plan(logits.shape, tuple(grid), logits.dtype, _pairs_registers(device))
-        _argmax[programs](logits, labels, *numbers, **constants)
+        _plan(logits.shape, tuple(grid), logits.dtype, _pairs_registers(device))(logits, labels)
     return labels
 
 
@@ -68,7 +68,7 @@ def _plan(shape, grid, dtype, pairs_registers):
         maxnreg=None if double or pairs_registers else 128 if single or ky * kx <= 16 else 168,
     )
     programs = rule.cdiv(cells * parts, LANES), rule.cdiv(tall, ky * py), rule.cdiv(wide, kx * px)
-    return programs, (*y, *x, classes, cells), constants
+    return Launch(_argmax, programs, *y, *x, classes, cells, **constants)
 
 
 @functools.cache

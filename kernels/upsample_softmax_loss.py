@@ -27,6 +27,7 @@ each longer than it computes. Registers (ptxas for sm_80 to sm_120): 128, which 
 """
 
 import functools
+from typing import NamedTuple
 
 import torch
 import triton
@@ -36,7 +37,7 @@ from fcn_fast.kernels import grid as rule
 from fcn_fast.kernels.cells import (
     LANES,
     add_to_map,
-    combine,
+    combining,
     corners_of,
     in_line,
     larger_or_nan,
@@ -54,14 +55,15 @@ from fcn_fast.kernels.labels import (
     check,
     class_sum,
     divisor,
-    finish,
+    finishing,
     mean_scale,
     read_label,
     read_weights,
     readable,
-    weigh,
+    weighing,
 )
-from fcn_fast.reference import MEAN, NONE, SUM, accumulate_dtype, memory_format
+from fcn_fast.kernels.launch import Launch
+from fcn_fast.reference import MEAN, NONE, accumulate_dtype, memory_format
 
 MAPS = 64 << 20  # bytes of partial maps that are worth no thought
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -80,45 +82,45 @@ def upsample_softmax_loss(
     if check_labels:
         check(target, logits.shape[1], ignore_index)
     gradient = with_grad and reduction != NONE
-    dtype = accumulate_dtype(logits.dtype)
+    dtype, layout = accumulate_dtype(logits.dtype), memory_format(logits)
     loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
     saved = logits.new_empty(0, dtype=dtype)
     if gradient:
-        saved = torch.empty_like(logits, dtype=dtype, memory_format=memory_format(logits))
+        saved = torch.empty_like(logits, dtype=dtype, memory_format=layout)
 
-    plain = weight is None and pixel_weight is None and not label_smoothing
-    chunks, parts, map_size, found_size, numbers, constants = _plan(
-        logits.shape, tuple(grid), dtype, gradient, reduction, plain
-    )
-    found = logits.new_empty(found_size, dtype=dtype)
-    maps = logits.new_empty(map_size, dtype=dtype)
-    splits = parts[0] * parts[1]
+    weighted = weight is not None or pixel_weight is not None
+    plan = _plan(logits.shape, tuple(grid), dtype, layout, gradient, reduction, ignore_index, label_smoothing, weighted)
+    found = logits.new_empty(plan.found, dtype=dtype)
+    maps = logits.new_empty(plan.maps, dtype=dtype) if gradient else None
     with torch.cuda.device_of(logits):
         total = None
         if reduction == MEAN:
-            total = weigh(target, weight, pixel_weight, logits.shape[1], ignore_index, constants["ACC"])
-        done = 0
-        for first, end, cells, programs in chunks:
-            _cells[(programs, *parts)](
+            total = logits.new_empty(WEIGHERS, dtype=torch.float64)
+            plan.weigh(target, weight, pixel_weight, total)
+        for first, end, of_chunk, cells, combine in plan.chunks:
+            cells(
                 logits[first:end].contiguous(), target[first:], weight,
                 None if pixel_weight is None else pixel_weight[first:], class_sum(weight, label_smoothing), total,
-                loss[first:] if reduction == NONE else None, found[done:], maps if gradient else None,
-                *numbers, cells, ignore_index, divisor(reduction, target), SMOOTHING=label_smoothing, **constants,
+                loss[first:] if reduction == NONE else None, found[of_chunk:], maps,
             )  # fmt: skip
-            done += programs * splits
             if gradient:
-                combine(maps, saved[first:end], splits, programs, constants)
+                combine(maps, saved[first:end])
         if reduction != NONE:
-            finish(found, None, loss, None, SUM, target)
+            plan.finish(found, None, loss, None)
     return loss, saved
 
 
-@functools.lru_cache
-def _plan(shape, grid, dtype, gradient, reduction, plain):
-    """Of each chunk of the batch the first image, the end, cells and programs; the programs that share a cell's outputs
-    along either axis; the sizes of partial maps and of sums; numbers and constants of _cells.
+class _Plan(NamedTuple):
+    chunks: list  # of the batch: the first image, the end, where its sums begin, launches of _cells and _combine
+    found: int  # how many sums there are
+    maps: int  # how many numbers partial maps have
+    weigh: Launch
+    finish: Launch
 
-    A chunk's partial maps take at most 5 bytes a logit, or MAPS: with the gradient's 4 bytes 9, less than a tenth of
+
+@functools.lru_cache
+def _plan(shape, grid, dtype, layout, gradient, reduction, ignore_index, label_smoothing, weighted):
+    """A chunk's partial maps take at most 5 bytes a logit, or MAPS: with the gradient's 4 bytes 9, less than a tenth of
     eager PyTorch's three maps at 4 times the size in half precision. All chunks get as many images, or a small last one
     would leave most of the GPU idle.
     """
@@ -134,14 +136,11 @@ def _plan(shape, grid, dtype, gradient, reduction, plain):
         map_size = 2 * splits * rule.cdiv(rows * columns, LANES) * (LANES + 1) * classes
     most = max(MAPS, 5 * n * classes * height * width) // max(map_size * dtype.itemsize, 1)
     images = rule.cdiv(n, rule.cdiv(n, max(most, 1))) if n else 0
-    chunks = []
-    for first in range(0, n, max(images, 1)):
-        end = min(first + images, n)
-        cells = (end - first) * rows * columns
-        chunks.append((first, end, cells, rule.cdiv(cells, LANES)))
     largest = max(images * map_size, images * classes * height * width, n * y[1] * x[1])
+    plain = not weighted and not label_smoothing
     lean = plain and reduction != NONE and not constants["ZERO"] and dtype != torch.float64
     constants.update(
+        SMOOTHING=label_smoothing,
         KY=ky,
         KX=kx,
         LANES=LANES,
@@ -151,8 +150,18 @@ def _plan(shape, grid, dtype, gradient, reduction, plain):
         num_warps=1,
         maxnreg=128 if lean else 168 if plain else 208,  # as few as nothing has to be spilled with
     )
-    found_size = splits * sum(programs for *_, programs in chunks)
-    return chunks, parts, images * map_size, found_size, (*y, *x, classes), constants
+    chunks, found, count = [], 0, n * y[1] * x[1]
+    for first in range(0, n, max(images, 1)):
+        end = min(first + images, n)
+        cells = (end - first) * rows * columns
+        programs = rule.cdiv(cells, LANES)
+        numbers = *y, *x, classes, cells, ignore_index, divisor(reduction, n, count)
+        launch = Launch(_cells, (programs, *parts), *numbers, **constants)
+        sizes = (end - first, *shape[1:]), layout == torch.channels_last, splits, programs
+        chunks.append((first, end, found, launch, combining(*sizes, constants["WIDE"], constants["ZERO"])))
+        found += programs * splits
+    weigh = weighing(count, classes, ignore_index, constants["ACC"])
+    return _Plan(chunks, found, images * map_size, weigh, finishing(found, 1))
 
 
 @triton.jit(
