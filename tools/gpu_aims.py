@@ -7,10 +7,11 @@ The file is written after each case, so what is interrupted keeps what it has.
 """
 
 import sys
+from pathlib import Path
 
 import torch
 
-from fcn_fast.bench import nets, records, suites
+from fcn_fast.bench import nets, records, scripts, suites
 from fcn_fast.bench.cases import CITYSCAPES, FUSION, Case, Size
 
 IMAGE = Size("image", 1, 21, 125, 125, 4)  # 500x500
@@ -46,7 +47,9 @@ def main():
         found, more = suites.measure([job], device)
         entries += found
         notes += more
-        records.save(sys.argv[2], records.new(device, entries, notes))
+        whole = records.new(device, entries, notes)
+        whole["environment"]["commit"] = scripts.commit(Path(__file__).parent)
+        records.save(sys.argv[2], whole)
         for entry in found:
             times = {name: entry[name].get("median") for name in entry if name.endswith("milliseconds")}
             line = {"of copy": entry.get("percent_of_copy"), "peak MiB": entry["peak_bytes"] >> 20, **times}

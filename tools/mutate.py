@@ -99,9 +99,9 @@ BUGS = {
     ),
     "grad-output-forgotten": (
         "the fused loss's gradient does not see what arrives",
-        "fcn_fast/ops/upsample_softmax_loss.py",
-        "grad = ctx.saved_tensors[0] * grad_output",
-        "grad = ctx.saved_tensors[0]",
+        "fcn_fast/ops/_gradient.py",
+        "return gradient if factor == 1 else gradient.mul_(factor)",
+        "return gradient",
     ),
     "weight-of-smoothing": (
         "label smoothing leaves the classes' weights out (reference)",
@@ -112,8 +112,8 @@ BUGS = {
     "second-derivative-silent": (
         "the second derivative of a loss is none, without a word",
         "fcn_fast/ops/_common.py",
-        "if torch.is_grad_enabled():\n                message",
-        "if False:\n                message",
+        "if not torch.is_grad_enabled():\n                return backward",
+        "if True:\n                return backward",
     ),
 }
 

@@ -69,24 +69,32 @@ def digest(path):
 
 
 def _speed_data(record):
-    """[[size, [[operation, {variant: times as long}], ...]], ...]"""
+    """[[size, or on a GPU dtype, [[operation, {variant: times as long}], ...]], ...]"""
+    panels = {}
+    for variants in tables.gpu_cases(record):
+        ours = variants["fcn_fast"]
+        panels.setdefault(ours["dtype"], []).append(["{} {}, {}".format(*tables.title(ours)), _ratios(variants)])
+    if panels:
+        return [[dtype, bars] for dtype, bars in panels.items()]
     groups, panels = groups_of(record["entries"]), []
     for size in SIZES:
         bars = []
         for key, label in tables.LABELS.items():
             variants = tables.group_of(groups, key, size.name)
             if variants and "fcn_fast" in variants:
-                ours = median(variants["fcn_fast"])
-                others = {"eager": baseline_of(variants), "compile": variants.get("compile")}
-                bars.append([label, {name: median(entry) / ours for name, entry in others.items() if entry}])
+                bars.append([label, _ratios(variants)])
         if bars:
             panels.append([size.title, bars])
     return panels
 
 
+def _ratios(variants):
+    others = {"eager": baseline_of(variants), "compile": variants.get("compile")}
+    return {name: median(entry) / median(variants["fcn_fast"]) for name, entry in others.items() if entry}
+
+
 def _draw_speed(panels):
-    measured = {label for _, bars in panels for label, _ in bars}
-    rows = [label for label in tables.LABELS.values() if label in measured]
+    rows = list(dict.fromkeys(label for _, bars in panels for label, _ in bars))
     shown = {name for _, bars in panels for _, ratios in bars for name in ratios}
     offsets = {"eager": -0.2, "compile": 0.2} if len(shown) > 1 else dict.fromkeys(shown, 0)
     figure = Figure(figsize=(max(3 + 2.4 * len(panels), 9), 1 + 0.5 * len(rows)), layout="constrained")

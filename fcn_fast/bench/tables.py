@@ -15,6 +15,7 @@ __all__ = [
     "cases",
     "figure",
     "gpu",
+    "gpu_cases",
     "group_of",
     "limits",
     "machine",
@@ -23,6 +24,7 @@ __all__ = [
     "speed",
     "spread",
     "stages",
+    "title",
     "whole",
 ]
 
@@ -139,22 +141,31 @@ def speed(record):
 def gpu(record):
     """Of each case on a GPU: what it takes, how many times as long the others take, and the memory."""
     rows = []
-    for group, variants in groups_of(record["entries"]).items():
-        ours, baseline = variants.get("fcn_fast"), baseline_of(variants)
-        if not ours or not baseline or group.startswith("FCN-8s ") or ours["layout"] != "contiguous":
-            continue
+    for variants in gpu_cases(record):
+        ours, baseline = variants["fcn_fast"], baseline_of(variants)
         others = [variants.get(name) for name in ("compile", "dense")]
         ratios = [_ratio(other, ours) if other else "" for other in (baseline, *others)]
         copied = f"{ours['percent_of_copy']:.0f}%"
         peaks = [_mebibytes(baseline), _mebibytes(ours)]
         times = [figure(median(baseline)), f"**{figure(median(ours))}**"]
-        rows.append([_title(ours), *times, *ratios, copied, *peaks])
+        case, size, which = title(ours)
+        rows.append([f"`{case}` {size}, {ours['dtype']}, {which}", *times, *ratios, copied, *peaks])
     header = ["", "eager ms", "fcn_fast ms", "eager", "compile", "dense", "of a copy", "eager MiB", "fcn_fast MiB"]
     return Table(header, rows)
 
 
-def _title(entry):
-    """A case by the numbers that it takes."""
+def gpu_cases(record):
+    """{variant: entry} of each operation that was measured on a GPU, in the layout that most nets have."""
+    if record["environment"]["device_type"] != "cuda":
+        return
+    for group, variants in groups_of(record["entries"]).items():
+        ours = variants.get("fcn_fast")
+        if ours and baseline_of(variants) and not group.startswith("FCN-8s ") and ours["layout"] == "contiguous":
+            yield variants
+
+
+def title(entry):
+    """A case by the numbers that it takes: operation, size, and direction or scores."""
     n, c, height, width = entry["shape"]
     factor = entry["stride"]
     if entry["operation"] == "softmax_loss":
@@ -163,7 +174,7 @@ def _title(entry):
         size = f"{n}x{c}x{height}x{width}, x{factor}"
     scores = entry["kind"] in ("smooth", "random")
     which = f"{entry['kind']} scores" if scores else WAYS[entry["direction"]]
-    return f"`{entry['operation']}` {size}, {entry['dtype']}, {which}"
+    return entry["operation"], size, which
 
 
 def stages(record, padding="caffe", dtype="float32"):
@@ -224,17 +235,19 @@ def memory(record):
 
 
 def limits(record):
-    """Of each case in float32 what bounds it on this machine, and how near to that fcn_fast comes."""
-    rows = []
+    """Of each case what bounds it on this machine, and how near to that fcn_fast comes; on a GPU, memory alone."""
+    cuda, rows = record["environment"]["device_type"] == "cuda", []
     for group, variants in groups_of(record["entries"]).items():
         ours = variants.get("fcn_fast")
         if ours and "limit" in ours and not group.startswith("FCN-8s "):
             limit = ours["limit"]
-            times = [figure(median(ours)), figure(limit["milliseconds"]), limit["by"], f"{limit['percent']:.0f}%"]
+            by = [] if cuda else [limit["by"], f"{limit['percent']:.0f}%"]
+            times = [figure(median(ours)), figure(limit["milliseconds"]), *by]
             rows.append(
                 [group, ours["bytes_formula"], *times, figure(ours["gb_per_s"]), f"{ours['percent_of_copy']:.0f}%"]
             )
-    return Table(["case", "bytes moved", "ms", "limit ms", "by", "reached", "GB/s", "of a copy"], rows)
+    limit = ["ms of a copy"] if cuda else ["limit ms", "by", "reached"]
+    return Table(["case", "bytes moved", "ms", *limit, "GB/s", "of a copy"], rows)
 
 
 def cases(record):
