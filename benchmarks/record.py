@@ -92,11 +92,12 @@ def summary(name, whole):
     environment = whole["environment"]
     if environment["device_type"] == "cuda":
         lines = [
-            f"{tables.machine(whole)}. Milliseconds of the GPU, of a CUDA graph where a call takes less than 5, else "
-            "by events, and how many times as long the others take; the rate of what must be moved as a share of a "
-            "copy's (of `softmax_loss` three maps of logits, of which it moves two); peak memory above the inputs. "
-            "Called one by one from Python, short calls wait for the CPU instead "
-            "([docs/benchmarks.md](docs/benchmarks.md) has those times).",
+            f"{tables.machine(whole)}. Milliseconds of the GPU (of a CUDA graph where a call takes less than 5, else "
+            "of CUDA events), and how many times as long eager PyTorch, torch.compile and a dense deconvolution take; "
+            "the bytes that must be moved in that time as a share of what a copy moves (of `softmax_loss` three maps "
+            "of logits, of which it moves two: so it can exceed 100%); peak memory above the inputs. Called one by one "
+            "from Python, short calls wait for the CPU instead ([docs/benchmarks.md](docs/benchmarks.md) has those "
+            "times).",
             tables.gpu(whole).markdown(),
             f"Recorded in `{RESULTS / name}/` by `tools/gpu_check.sh` ({environment['date']}).",
         ]

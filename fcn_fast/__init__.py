@@ -15,7 +15,8 @@ except ImportError as error:
     there = any(Path(__file__).parent.glob("_C.*.so"))
     why = f"its compiled module does not load ({error})" if there else "its C++ kernels were not built"
     warnings.warn(
-        "fcn_fast runs on its plain PyTorch reference, slower and with more memory than PyTorch's own operations: "
+        "On the CPU fcn_fast runs on its plain PyTorch reference, slower and with more memory than PyTorch's own "
+        "operations: "
         f"{why}. "
         "Build it with g++ or clang: pip install --force-reinstall --no-deps .",
         stacklevel=2,

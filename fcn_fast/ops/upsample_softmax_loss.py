@@ -33,8 +33,8 @@ def upsample_softmax_loss(
 ):
     """``softmax_loss(bilinear_upsample(logits, target.shape[-2:]), target)`` without the upsampled logits.
 
-    Nothing of the size (N, C, H, W) is ever held: memory is that of the low-resolution logits. The upsampled values are
-    not rounded to half precision on the way.
+    Nothing of the size (N, C, H, W) is ever held: with the gradient memory is two to three times that of the
+    low-resolution logits in float32. The upsampled values are not rounded to half precision on the way.
 
     Args:
         logits: (N, C, h, w), float32, float64, bfloat16 or float16.

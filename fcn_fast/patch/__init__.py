@@ -15,7 +15,7 @@ def patch(model):
     The methods of the model's modules are compiled again from their own source with those places replaced, and the
     instances given a class with these methods. Nothing else in the process changes, and parameters, state_dict, outputs
     and their types stay what they were; numbers change by rounding, except that a loss of nothing but ignored pixels is
-    0 and not NaN, and labels out of range are a ValueError.
+    0 and not NaN, and labels out of range are a ValueError, on a GPU a loss of NaN.
 
     Args:
         model: a torch.nn.Module, or an image processor of transformers, whose post_process_semantic_segmentation then
