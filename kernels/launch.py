@@ -10,7 +10,8 @@ class Launch:
     """
 
     def __init__(self, kernel, programs, *numbers, **constants):
-        self.kernel, self.numbers, self.constants = kernel, numbers, constants
+        # Multiply-adds are fused, as the kernels count on: Triton means to leave that off unless asked (from 3.10 on).
+        self.kernel, self.numbers, self.constants = kernel, numbers, constants | {"enable_fp_fusion": True}
         self.programs = (*programs, 1, 1)[:3]
         # In the order of the kernel's parameters, without options of the compiler such as num_warps.
         self.values = [constants[name] for name in kernel.arg_names if name in constants]

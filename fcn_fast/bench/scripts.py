@@ -65,8 +65,11 @@ def environment(device, folder):
 
 
 def commit(folder):
-    """The commit of the repository that a folder is in."""
-    done = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
+    """The commit of the repository that a folder is in; "unknown" where it is in none, or there is no git."""
+    try:
+        done = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
 
 
