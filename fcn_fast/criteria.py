@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fcn_fast import ops
-from fcn_fast.ops._common import LABELS, check_tensor
+from fcn_fast.ops._common import IGNORED, check_target
 
 __all__ = ["CrossEntropyLoss", "MMSegCrossEntropyLoss", "OHEMLoss", "SamplePixels", "SoftCrossEntropyLoss"]
 
@@ -175,7 +175,7 @@ class OHEMLoss(nn.Module):
         ValueError: a threshold outside 0 to 1, a min_kept below 1.
     """
 
-    def __init__(self, threshold=0.7, min_kept=100_000, weight=None, *, ignore_index=255, align_corners=False):
+    def __init__(self, threshold=0.7, min_kept=100_000, weight=None, *, ignore_index=None, align_corners=False):
         super().__init__()
         if threshold is not None and not 0 < threshold <= 1:
             raise ValueError(f"threshold: expected a probability above 0 or None, got {threshold!r}")
@@ -185,6 +185,7 @@ class OHEMLoss(nn.Module):
         self.threshold = threshold
         self.min_kept = min_kept
         self.options = {"ignore_index": ignore_index, "align_corners": align_corners}
+        self.ignore_index = IGNORED if ignore_index is None else ignore_index
 
     def forward(self, logits, target):
         hard = self.hard_pixels(logits, target)
@@ -194,7 +195,7 @@ class OHEMLoss(nn.Module):
     def hard_pixels(self, logits, target):
         """The (N, H, W) weight of the pixels: 1 for the hard ones, 0 for the others."""
         losses = _loss(logits, target, reduction="none", **self.options)
-        losses = losses.masked_fill(target.long() == self.options["ignore_index"], -math.inf)
+        losses = losses.masked_fill(target.long() == self.ignore_index, -math.inf)
         if losses.numel() == 0:
             return losses
         kept = min(self.min_kept * len(target), losses.numel() - 1)
@@ -235,7 +236,7 @@ _NO_LABEL = torch.iinfo(torch.int64).min
 
 def _loss(logits, target, weight=None, *, align_corners, **options):
     """The softmax loss of logits at target's size, or upsampled to it."""
-    check_tensor("target", target, LABELS)
+    check_target(target)
     if logits.shape[2:] == target.shape[1:]:
         return ops.softmax_loss(logits, target, weight, **options)
     return ops.upsample_softmax_loss(logits, target, weight, align_corners=align_corners, **options)

@@ -166,6 +166,8 @@ class BilinearGrid:
 def _pair(name, value):
     """``value`` as (vertical, horizontal); ints stand for both."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if torch.jit.is_tracing():  # torch.jit.trace gives sizes as tensors, and keeps what it makes of them
+        pair = tuple(map(int, pair))
     if len(pair) != 2 or not (_is_whole(pair[0]) and _is_whole(pair[1])):
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
     return pair

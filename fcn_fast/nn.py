@@ -64,7 +64,7 @@ class _Loss(_Options):
 class SoftmaxLoss(_Loss):
     """:func:`fcn_fast.ops.softmax_loss`: (N, C, *) and (N, *) to a scalar or (N, *)."""
 
-    def __init__(self, weight=None, *, ignore_index=255, reduction="mean", label_smoothing=0.0, check_labels=None):
+    def __init__(self, weight=None, *, ignore_index=None, reduction="mean", label_smoothing=0.0, check_labels=None):
         super().__init__(
             weight,
             ignore_index=ignore_index,
@@ -86,7 +86,7 @@ class UpsampleSoftmaxLoss(_Loss):
         *,
         align_corners=False,
         grid=None,
-        ignore_index=255,
+        ignore_index=None,
         reduction="mean",
         label_smoothing=0.0,
         check_labels=None,

@@ -10,6 +10,7 @@ from fcn_fast.grid import BilinearGrid, _by
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LABELS = (torch.uint8, torch.int16, torch.int32, torch.int64)
+IGNORED = 255  # unless an ignore_index is given
 
 library = torch.library.Library("fcn_fast", "DEF")  # noqa: TOR901, one for the life of the process
 below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -39,6 +40,8 @@ def register(schema, fake, function=None, differentiable=1):
     def autograd(*arguments):
         wanted = torch.is_grad_enabled() and any([tensor.requires_grad for tensor in arguments[:differentiable]])
         if wanted or (forward_ad._current_level >= 0 and torch._C._is_fwd_grad_enabled()):
+            if torch._C._are_functorch_transforms_active():
+                raise RuntimeError(f"fcn_fast::{name} has no derivative under torch.func: use torch.autograd")
             return function.apply(*arguments)
         with below_autograd():
             return operator(*arguments)
@@ -70,6 +73,13 @@ def check_tensor(name, tensor, dtypes):
         raise TypeError(f"{name}: expected a dense tensor, got {tensor.layout}")
 
 
+def check_target(target):
+    if isinstance(target, torch.Tensor) and target.is_floating_point():
+        expected = f"{_either(LABELS)} labels, as soft targets are not supported"
+        raise TypeError(f"target: expected {expected}, got {target.dtype}")
+    check_tensor("target", target, LABELS)
+
+
 def check_same_device(name, tensor, other_name, other):
     if tensor.device != other.device:
         raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
@@ -94,9 +104,9 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
     """Check what both losses take; target's shape is for the caller.
 
     Returns:
-        weight and pixel_weight in the dtype of the loss, and the reduction as the operators number it.
+        weight and pixel_weight in the dtype of the loss, ignore_index, and the reduction as the operators number it.
     """
-    check_tensor("target", target, LABELS)
+    check_target(target)
     check_same_device("target", target, "logits", logits)
     weights = []
     for name, tensor, shape in (
@@ -114,6 +124,13 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
                 )
             tensor = tensor.to(reference.accumulate_dtype(logits.dtype))
         weights.append(tensor)
+    if ignore_index is None:
+        ignore_index = IGNORED
+        if logits.shape[1] > IGNORED:
+            raise ValueError(
+                f"ignore_index: expected one (such as -100) for more than {IGNORED} classes, as {IGNORED} then is a "
+                f"class, got none for {logits.shape[1]} classes"
+            )
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
     if not -(1 << 63) <= ignore_index < 1 << 63:
@@ -124,14 +141,15 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
         raise TypeError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {label_smoothing!r}")
-    return *weights, reference.REDUCTIONS.index(reduction)
+    return *weights, ignore_index, reference.REDUCTIONS.index(reduction)
 
 
 def first_derivative_only(operation):
     """Decorates the backward, with one gradient to give, of an operation: differentiating that is a clear error.
 
     torch's once_differentiable sees only whether the incoming gradient requires grad, so that a second derivative in
-    the operation's inputs would quietly be none.
+    the operation's inputs would quietly be none. What the forward pass saved leads there: an input, or an output that
+    is not marked as not differentiable.
     """
 
     def decorate(backward):
@@ -144,7 +162,8 @@ def first_derivative_only(operation):
             with torch.no_grad():
                 grad, *nothing = backward(ctx, *grads)
             message = f"fcn_fast.ops.{operation} has no second derivative"
-            grad = torch._C._functions.DelayedError(message.encode(), 1)(grad.detach().requires_grad_())
+            inputs = [tensor for tensor in ctx.saved_tensors if tensor is not None and tensor.requires_grad]
+            grad, *_ = torch._C._functions.DelayedError(message.encode(), 1 + len(inputs))(grad.detach(), *inputs)
             return grad, *nothing
 
         return wrapper

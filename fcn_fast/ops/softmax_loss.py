@@ -5,9 +5,9 @@ import torch
 import fcn_fast
 from fcn_fast.ops._common import (
     FLOATS,
-    LABELS,
     below_autograd,
     check_loss_arguments,
+    check_target,
     check_tensor,
     first_derivative_only,
     raises_on_labels,
@@ -22,7 +22,7 @@ def softmax_loss(
     target,
     weight=None,
     *,
-    ignore_index=255,
+    ignore_index=None,
     reduction="mean",
     label_smoothing=0.0,
     pixel_weight=None,
@@ -37,7 +37,7 @@ def softmax_loss(
         logits: (N, C, *), float32, float64, bfloat16 or float16.
         target: (N, *), uint8, int16, int32 or int64 labels from 0 to C - 1, or ignore_index.
         weight: (C,) weight of each class.
-        ignore_index: the label that is left out; compared as int64.
+        ignore_index: the label that is left out; compared as int64. 255 unless given, and to be given for more classes.
         reduction: ``"none"``; ``"mean"``, over the total weight of the pixels (Caffe's VALID); ``"sum"`` (NONE);
             ``"full"``, over N * H * W (FULL); ``"batch"``, over N (BATCH_SIZE).
         label_smoothing: from 0 to 1.
@@ -59,11 +59,11 @@ def softmax_loss(
     check_tensor("logits", logits, FLOATS)
     if logits.dim() < 2 or logits.shape[1] < 1:
         raise ValueError(f"logits: expected shape (N, C, ...) with C >= 1, got {tuple(logits.shape)}")
-    check_tensor("target", target, LABELS)
+    check_target(target)
     if target.shape != logits.shape[:1] + logits.shape[2:]:
         expected = tuple(logits.shape[:1] + logits.shape[2:])
         raise ValueError(f"target: expected shape {expected}, got {tuple(target.shape)}")
-    weight, pixel_weight, code = check_loss_arguments(
+    weight, pixel_weight, ignore_index, code = check_loss_arguments(
         logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing
     )
     arguments = (logits, target, weight, pixel_weight, ignore_index, code, label_smoothing)
@@ -132,14 +132,13 @@ class _AndGradient(torch.autograd.Function):
         with below_autograd():
             loss, gradient = _and_gradient(*arguments)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(gradient)
         ctx.save_for_backward(gradient)
         return loss, gradient
 
     @staticmethod
     @first_derivative_only("softmax_loss")
     def backward(ctx, grad_output, _gradient):
-        (gradient,) = ctx.saved_tensors
+        gradient = ctx.saved_tensors[0].detach()  # as in upsample_softmax_loss
         return scaled(gradient, grad_output, gradient.dtype), *[None] * 7
 
 

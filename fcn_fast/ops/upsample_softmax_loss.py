@@ -4,11 +4,10 @@ import torch
 
 from fcn_fast.grid import _by
 from fcn_fast.ops._common import (
-    LABELS,
     below_autograd,
     check_loss_arguments,
     check_map,
-    check_tensor,
+    check_target,
     first_derivative_only,
     raises_on_labels,
     register,
@@ -25,7 +24,7 @@ def upsample_softmax_loss(
     *,
     align_corners=False,
     grid=None,
-    ignore_index=255,
+    ignore_index=None,
     reduction="mean",
     label_smoothing=0.0,
     pixel_weight=None,
@@ -51,7 +50,7 @@ def upsample_softmax_loss(
             target's.
     """
     check_map("logits", logits)
-    check_tensor("target", target, LABELS)
+    check_target(target)
     if target.dim() != 3 or target.shape[0] != logits.shape[0]:
         raise ValueError(f"target: expected shape ({logits.shape[0]}, H, W), got {tuple(target.shape)}")
     size = target.shape[-2:] if grid is None else None
@@ -59,7 +58,7 @@ def upsample_softmax_loss(
     if target.shape[1] != grid.size[0] or target.shape[2] != grid.size[1]:
         expected, got = _by(grid.size), _by(target.shape[-2:])
         raise ValueError(f"target: expected {expected}, what the grid upsamples to, got {got}")
-    weight, pixel_weight, code = check_loss_arguments(
+    weight, pixel_weight, ignore_index, code = check_loss_arguments(
         logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing
     )
     check = raises_on_labels(logits, check_labels)
@@ -87,7 +86,6 @@ class _Forward(torch.autograd.Function):
         with below_autograd():
             loss, saved = _forward(logits, target, weight, pixel_weight, *rest, True)
         ctx.set_materialize_grads(False)  # or zeros as large as saved would be made for it
-        ctx.mark_non_differentiable(saved)
         ctx.reduction, ctx.dtype = reduction, logits.dtype
         if reduction == NONE:
             ctx.save_for_backward(logits, target, weight, pixel_weight)
@@ -108,7 +106,8 @@ class _Forward(torch.autograd.Function):
             grad = grad.to(ctx.dtype)
         else:
             # The loss is a scalar, so its gradient was made with it; only its scale was missing.
-            grad = scaled(ctx.saved_tensors[0], grad_output, ctx.dtype)
+            # An output of the forward pass, for first_derivative_only; here it is just a tensor.
+            grad = scaled(ctx.saved_tensors[0].detach(), grad_output, ctx.dtype)
         return grad, *[None] * 9
 
 

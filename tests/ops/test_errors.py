@@ -65,7 +65,11 @@ NO_SIZES = [
 NO_TARGETS = [
     (None, TypeError, "expected a tensor, got NoneType"),
     *((FINE.to(d), TypeError, f"expected .*int64, got {d}") for d in (torch.float32, torch.bool, torch.int8)),
-    (torch.rand(2, 3, 4, 5), TypeError, "expected .*int64, got torch.float32"),
+    (
+        torch.rand(2, 3, 4, 5),
+        TypeError,
+        "expected .*, as soft targets are not supported, got torch.float32",
+    ),
     (TARGET[0], ValueError, r"expected shape \(2, .*\), got \(4, 5\)"),
     (TARGET[:1], ValueError, r"expected shape \(2, .*\), got \(1, 4, 5\)"),
     (TARGET.unsqueeze(1), ValueError, r"expected shape \(2, .*\), got \(2, 1, 4, 5\)"),
@@ -80,7 +84,7 @@ NO_LOSS_OPTIONS = [
     ({"pixel_weight": torch.ones(2, 4)}, ValueError, r"pixel_weight: expected shape \(2, 4, 5\), got \(2, 4\)"),
     ({"pixel_weight": TARGET}, TypeError, "pixel_weight: expected .*, got torch.int64"),
     ({"pixel_weight": torch.ones(2, 4, 5).requires_grad_()}, ValueError, "pixel_weight: expected .* not require grad"),
-    ({"ignore_index": None}, TypeError, "ignore_index: expected an int, got None"),
+    ({"ignore_index": "255"}, TypeError, "ignore_index: expected an int, got '255'"),
     ({"ignore_index": 2.0}, TypeError, "ignore_index: expected an int, got 2.0"),
     ({"ignore_index": True}, TypeError, "ignore_index: expected an int, got True"),
     ({"ignore_index": 1 << 63}, ValueError, "ignore_index: expected a 64-bit int, got 9223372036854775808"),
@@ -189,3 +193,16 @@ def test_bad_labels(op, label, reduction, implementation, device):
     if device == "cpu":
         with pytest.raises(ValueError, match=message):
             loss(logits.requires_grad_(), target, reduction=reduction)
+
+
+@pytest.mark.parametrize("loss", [ops.softmax_loss, ops.upsample_softmax_loss])
+def test_which_label_is_ignored_among_many_classes(loss, device):
+    """255 is none of 255 classes, and may not quietly be left out of 256."""
+    target = torch.full((1, 4, 4), 255, device=device)
+    logits = torch.randn(1, 256, 4, 4, device=device)
+    assert loss(logits[:, :255], target) == 0
+    with pytest.raises(ValueError, match="ignore_index: expected one .*, got none for 256 classes"):
+        loss(logits, target)
+    expected = torch.nn.functional.cross_entropy(logits.double(), target)
+    assert loss(logits, target, ignore_index=-100).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss(logits, target, ignore_index=255) == 0

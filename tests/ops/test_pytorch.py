@@ -94,6 +94,16 @@ def test_vmap_is_the_calls_one_by_one(op, device):
         assert torch.equal(actual[i], case.run())
 
 
+@pytest.mark.filterwarnings("ignore")  # what tracing makes constants of, and that it is deprecated
+@pytest.mark.parametrize("op", OPS, ids=str)
+def test_trace(op, device):
+    case, other = op(CLAMPED, device=device), op(CLAMPED, device=device)
+    given, others = ([*each.inputs, *(x for x in each.others if x is not None)] for each in (case, other))
+    traced = torch.jit.trace(case.fast, given)
+    assert f"fcn_fast::{op.name}" in str(traced.graph)
+    assert_same(traced(*others), other.run())
+
+
 @pytest.mark.parametrize("op", OPS, ids=str)
 def test_lazily_negated_and_conjugated_inputs(op, device):
     case = op(CLAMPED, device=device)
