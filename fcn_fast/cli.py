@@ -12,7 +12,8 @@ from fcn_fast.train.config import add_arguments as add_train_arguments
 __all__ = ["main"]
 
 
-WEIGHTS = "a .caffemodel, or a .pth or .pt of wkentaro/pytorch-fcn"
+WEIGHTS = "a .caffemodel, or a .pth or .pt of wkentaro/pytorch-fcn or with a model's state_dict()"
+SKIP_BROKEN = {"action": "store_true", "help": "leave out images with missing or broken files"}
 OPERATIONS = ["bilinear_upsample", "skip_fuse", "softmax_loss", "upsample_argmax", "upsample_softmax_loss"]
 MODEL = "name of the published net, such as voc-fcn16s or siftflow-fcn8s"
 
@@ -57,7 +58,8 @@ def _demo(arguments):
 def _predict(arguments):
     from fcn_fast import predict
 
-    return predict.run(arguments.images, arguments.weights, arguments.model, arguments.out, arguments.device)
+    given = (arguments.model, arguments.out, arguments.device, arguments.skip_broken)
+    return predict.run(arguments.images, arguments.weights, *given)
 
 
 def _eval(arguments):
@@ -149,6 +151,7 @@ def _parser():
     predict.add_argument("--model", metavar="NAME", help=f"{MODEL} (default: what W says, or voc-fcn8s)")
     predict.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the PNGs go (default: here)")
     predict.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
+    predict.add_argument("--skip-broken", **SKIP_BROKEN)
     predict.set_defaults(command=_predict)
 
     evaluate = commands.add_parser(
@@ -164,7 +167,7 @@ def _parser():
     evaluate.add_argument("--split", metavar="NAME", help="list of images (default: val; of nyud and siftflow test)")
     evaluate.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the files go (default: here)")
     evaluate.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is a GPU")
-    evaluate.add_argument("--skip-broken", action="store_true", help="leave out images with missing or broken files")
+    evaluate.add_argument("--skip-broken", **SKIP_BROKEN)
     evaluate.set_defaults(command=_eval)
 
     train = commands.add_parser(
@@ -241,7 +244,12 @@ def _parser():
         parser_.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="for traces (default: here)")
         parser_.add_argument("--rounds", type=_whole(1, 1000), default=rounds, metavar="N", help=f"default: {rounds}")
 
-    env = commands.add_parser("env", help="show versions, devices and which kernels run")
+    env = commands.add_parser(
+        "env",
+        help="show versions, devices and which kernels run",
+        description="Show the versions of fcn_fast, PyTorch and Python, the devices, and which kernel runs each "
+        "operator on them; where that is plain PyTorch, why. A report of a bug is most useful with this.",
+    )
     env.set_defaults(command=_env)
     return parser
 

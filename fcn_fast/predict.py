@@ -1,6 +1,7 @@
 """``fcn-fast predict`` and ``fcn-fast convert``: label maps of images, and weights from one file into another."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -19,57 +20,60 @@ _OUTPUTS = ("_labels.png", "_overlay.png")
 _LOADERS = {".caffemodel": models.load_caffemodel, ".pth": models.load_torchfcn, ".pt": models.load_torchfcn}
 
 
-def run(images, weights, model=None, out=".", device=None):
+def run(images, weights, model=None, out=".", device=None, skip_broken=False):
     """Predict images: write their label maps and overlays, print each class's share of the pixels.
 
     Args:
         images: paths of images and of folders with images. Pictures of an earlier run are replaced, but no input.
-        weights: path of a ``.caffemodel``, of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn, or of a ``.safetensors``
-            that :func:`convert` wrote.
+        weights: path of a ``.caffemodel``, of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn or with the state dict of
+            an :class:`fcn_fast.models.FCN`, or of a ``.safetensors`` that :func:`convert` wrote.
         model: name of the published net; what the weights say, or voc-fcn8s, unless given.
         out: folder of the PNGs.
         device: ``"cpu"`` or ``"cuda"``; cuda where there is a GPU unless given.
+        skip_broken: whether to leave out images whose files are missing or no good.
 
     Returns:
-        0, or 2 where some of several images could not be used; one line on stderr says which and why.
+        0, or 2 where some of several images could not be used, with skip_broken none of them; a line on stderr for each
+        says which and why.
 
     Raises:
         InputError: no image, weights, folder or device that can be used.
     """
     device = pick_device(device)
-    paths = find_images(images)
+    found = find_images(images, skip_broken)
     out = writable_folder(out)
     model = load_model(weights, model)
     transform, names = TRANSFORMS[model.variant.transform], _names(model)
     if len(transform.parts) > 1:
         takes = " and ".join(transform.parts)
         raise InputError(f"model: expected one that takes one image, got {model.variant.name}, which takes {takes}")
-    spare_inputs((file for path in paths for head in model.heads for file in _files(out, path, head)), paths)
+    spare_inputs((file for name in found.values() for head in model.heads for file in _files(out, name, head)), found)
     model = model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
-    code = 0
-    with tqdm(paths, disable=None, leave=False, unit="image") as progress:
-        for path in progress:
+    broken = 0
+    with tqdm(found.items(), disable=None, leave=False, unit="image") as progress:
+        for path, name in progress:
             progress.set_postfix_str(path.name)
             try:
                 photo = read_image(path)
             except InputError as error:
-                if len(paths) == 1:
+                if len(found) == 1:
                     raise
                 progress.write(f"fcn-fast: {error}", file=sys.stderr)
-                code = 2
+                broken += 1
                 continue
             labels = _labels(model, transform(photo).to(device, memory_format=torch.channels_last))
             for head, part in labels.items():
-                progress.write(_write(out, path, photo, head, part, names.get(head, ())))
-    return code
+                progress.write(_write(_files(out, name, head), path, photo, head, part, names.get(head, ())))
+    return 2 if broken and (not skip_broken or broken == len(found)) else 0
 
 
 def convert(source, target, model=DEFAULT_MODEL, learned_upsampling=False):
     """Read published or ported weights and write them as safetensors, which says what model it is for.
 
     Args:
-        source: path of a ``.caffemodel``, or of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn.
+        source: path of a ``.caffemodel``, or of a ``.pth`` or ``.pt`` of wkentaro/pytorch-fcn or with the state dict of
+            an :class:`fcn_fast.models.FCN`.
         target: path of the ``.safetensors`` to write.
         model: name of the published net.
         learned_upsampling: whether to keep the upsampling filters; otherwise they must be bilinear and are left out.
@@ -110,15 +114,22 @@ def load_model(weights, name=None):
     return model
 
 
-def find_images(paths):
+def find_images(paths, missing=False):
     """The files that these paths name: files as they are, and of folders the images in them, sorted by name.
+
+    Args:
+        paths: of images and of folders.
+        missing: whether to name files too that are not there.
+
+    Returns:
+        {path: what its pictures are called after}: its name, with its ending where images differ only in that.
 
     Raises:
         InputError: nothing there, a folder without images, or two images of one name, whose results would be one.
     """
     found = []
     for path in map(Path, paths):
-        if not path.exists():
+        if not path.exists() and not missing:
             raise InputError(f"image: expected a file or folder, got {path} (No such file or directory)")
         if not path.is_dir():
             found.append(path)
@@ -127,12 +138,13 @@ def find_images(paths):
         if not images:
             raise InputError(f"image: expected a folder with images, got {path}")
         found += images
-    first = {}
+    stems, names = Counter(path.stem for path in found), {}
     for path in found:
-        other = first.setdefault(path.stem, path)
+        name = path.stem if stems[path.stem] == 1 else path.name
+        other = names.setdefault(name, path)
         if other is not path:
             raise InputError(f"image: expected images with different names, got {other} and {path}")
-    return found
+    return {path: name for name, path in names.items()}
 
 
 def _load(weights, name, **options):
@@ -169,9 +181,8 @@ def _labels(model, x):
     return {head: part[0].cpu() for head, part in (labels if isinstance(labels, dict) else {"": labels}).items()}
 
 
-def _write(out, path, photo, head, labels, names):
+def _write(files, path, photo, head, labels, names):
     """Write the pictures of one image and head; what is in them and where they are, as text."""
-    files = _files(out, path, head)
     pictures.save_label_map(files[0], labels)
     pictures.save_overlay(files[1], photo, labels)
     counts = enumerate(labels.flatten().bincount().tolist())
@@ -183,10 +194,10 @@ def _write(out, path, photo, head, labels, names):
     return f"{path}  {photo.width}x{photo.height}  {head or 'labels'}: {', '.join(named)}\n  {files[0]}  {files[1]}"
 
 
-def _files(out, path, head):
+def _files(out, name, head):
     """Where the pictures of one image and head go, in the order of _OUTPUTS."""
     suffix = f"_{head}" if head else ""
-    return [out / f"{path.stem}{suffix}{output}" for output in _OUTPUTS]
+    return [out / f"{name}{suffix}{output}" for output in _OUTPUTS]
 
 
 def _is_output(path):

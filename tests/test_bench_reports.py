@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from fcn_fast import cli
-from fcn_fast.bench import machine, nets, plots, records, scaling, suites, tables
+from fcn_fast.bench import command, machine, nets, plots, records, scaling, suites, tables
 from fcn_fast.bench.cases import SIZES, Case, Size
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +104,17 @@ def test_laws_of_cost_and_memory(record):
         batch, classes, height, width = found["shape"]
         found["peak_bytes"] = 12 * batch * classes * height * width * found["stride"] ** 2
     assert all(row[2] == "3.00" and row[-2:] == ["0%", "0%"] for row in scaling.memory(record).rows)
+
+
+def test_laws_that_are_far_off_are_not_shown_in_a_terminal(record):
+    """Nor blamed on others; a record shows every law with its deviations."""
+    found = [each for each in record["entries"] if "sweep" in each and each["variant"] == "eager"]
+    for number, each in enumerate(each for each in found if each["operation"] == "softmax_loss"):
+        each["milliseconds"]["median"] *= (1, 3)[number % 2]
+    marked = [row[:3] for row in scaling.cost(record, command.NOISY).rows if "too noisy to fit" in row]
+    assert marked == [["softmax_loss", "eager", "too noisy to fit"]]
+    assert command.report(record).count("too noisy to fit") == 1
+    assert "noisy" not in str(command.sections(record)["Cost as work grows"])
 
 
 def test_figures():

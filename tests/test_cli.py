@@ -91,6 +91,15 @@ def test_env_reports_this_installation(capsys):
         assert hasattr(torch.ops.fcn_fast, name) and f"\n{name} " in out
 
 
+def test_every_command_says_what_it_does(capsys):
+    for name in ("demo", "predict", "eval", "train", "experiment", "convert", "bench", "profile", "env"):
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        before, _, options = capsys.readouterr().out.partition("\noptions:")
+        *_, description = before.partition("\n\n")
+        assert options and len(description.split()) > 10, name
+
+
 def test_env_names_every_operator():
     assert set(fcn_fast.ops.__all__) - {"BilinearGrid"} <= set(env.operators())
 

@@ -127,12 +127,13 @@ def test_predicts_with_every_kind_of_weights(tmp_path, narrow, capsys):
     model = models.build("voc-fcn16s")
     models.load_caffemodel(model, tmp_path / "net.caffemodel")
     torch.save({key.split(".", 1)[1]: value for key, value in model.state_dict().items()}, tmp_path / "net.pth")
+    torch.save(model.state_dict(), tmp_path / "net.pt")
     read_image(PHOTO).resize((50, 37)).save(tmp_path / "photo.png")
     assert run("convert", tmp_path / "net.caffemodel", tmp_path / "net.safetensors", "--model", "voc-fcn16s") == 0
     assert re.search(r"net.safetensors: voc-fcn16s, [\d,]+ parameters, \d+\.\d MB", capsys.readouterr().out)
 
     expected = model.eval().predict(to_input(read_image(tmp_path / "photo.png")))[0].numpy()
-    for name in ("net.caffemodel", "net.pth", "net.safetensors"):
+    for name in ("net.caffemodel", "net.pth", "net.pt", "net.safetensors"):
         arguments = ["predict", tmp_path / "photo.png", "--weights", tmp_path / name, "--out", tmp_path / name[4:]]
         if name != "net.safetensors":
             arguments += ["--model", "voc-fcn16s"]
@@ -177,6 +178,37 @@ def test_a_broken_image_does_not_stop_the_others(folder, weights, tmp_path, caps
     assert len(out.splitlines()) == 6 and (tmp_path / "dot_labels.png").exists()
 
 
+def test_broken_images_are_left_out_when_asked(folder, weights, tmp_path, capsys):
+    path, missing = folder / "aaa.jpg", tmp_path / "none.jpg"
+    path.write_text("not an image")
+    options = ["--weights", weights(), "--out", tmp_path, "--skip-broken"]
+    assert run("predict", folder, missing, *options) == 0
+    out, err = capsys.readouterr()
+    assert err == (
+        f"fcn-fast: image: expected an image such as a JPEG or PNG, got {path}\n"
+        f"fcn-fast: image: expected a file that can be read, got {missing} (No such file or directory)\n"
+    )
+    assert len(out.splitlines()) == 6
+    assert run("predict", path, missing, *options) == 2  # nothing is left
+    assert capsys.readouterr().err == err
+    assert "expected an image such as a JPEG or PNG" in refused(capsys, "predict", path, *options)
+
+
+def test_images_whose_names_differ_in_their_endings(folder, weights, tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(folder / "b.png")
+    out = tmp_path / "out"
+    assert run("predict", folder, "--weights", weights(), "--out", out) == 0
+    stems = {path.name.removesuffix("_labels.png") for path in out.glob("*_labels.png")}
+    assert stems == {"a", "b.jpg", "b.png", "dot"}
+    for name in ("b.jpg", "b.png"):
+        with Image.open(folder / name) as photo, Image.open(out / f"{name}_labels.png") as labels:
+            assert labels.size == photo.size
+    Image.new("RGB", (4, 4)).save(folder / "b.jpg.bmp")  # whose pictures would be called as those of b.jpg
+    capsys.readouterr()
+    line = refused(capsys, "predict", folder, "--weights", weights(), "--out", out)
+    assert f"expected images with different names, got {folder / 'b.jpg'} and {folder / 'b.jpg.bmp'}" in line
+
+
 def test_images_that_cannot_be_used(folder, weights, tmp_path, capsys):
     path = weights()
     options = ["--weights", path, "--out", tmp_path / "out"]
@@ -186,9 +218,9 @@ def test_images_that_cannot_be_used(folder, weights, tmp_path, capsys):
     assert f"image: expected a folder with images, got {folder / 'below'}" in line
     line = refused(capsys, "predict", folder / "notes.txt", *options)
     assert f"image: expected an image such as a JPEG or PNG, got {folder / 'notes.txt'}" in line
-    Image.new("RGB", (4, 4)).save(folder / "below" / "b.png")
+    Image.new("RGB", (4, 4)).save(folder / "below" / "b.jpg")
     line = refused(capsys, "predict", folder, folder / "below", *options)
-    assert f"expected images with different names, got {folder / 'b.jpg'} and {folder / 'below' / 'b.png'}" in line
+    assert f"expected images with different names, got {folder / 'b.jpg'} and {folder / 'below' / 'b.jpg'}" in line
 
 
 def test_weights_that_cannot_be_used(tmp_path, weights, narrow, capsys):
@@ -240,3 +272,4 @@ def test_convert_refuses(tmp_path, narrow, capsys):
 def test_images_are_found_in_order(folder):
     found = predict.find_images([folder / "notes.txt", folder])
     assert [path.name for path in found] == ["notes.txt", "a.PNG", "b.jpg", "dot.bmp"]
+    assert list(found.values()) == ["notes", "a", "b", "dot"]

@@ -32,9 +32,14 @@ def curves(record, value):
     return {sweep: lines for sweep, lines in found.items() if lines}
 
 
-def cost(record):
+def cost(record, most=math.inf):
     """Time of each operation and variant as a sum: so much a call, a pixel, a full-resolution logit, more of it where
-    all of these are larger than the last cache, and so much a low-resolution score."""
+    all of these are larger than the last cache, and so much a low-resolution score.
+
+    Args:
+        record: of a machine.
+        most: the median deviation above which a law is not shown.
+    """
     cache, rows = record["environment"]["last_level_cache"], []
     for (operation, variant), entries in _points(record).items():
         seconds, terms = [median(entry) / 1e3 for entry in entries], []
@@ -48,7 +53,10 @@ def cost(record):
                 )
             )
         coefficients, off = fit(terms, seconds)
-        rows.append([operation, variant, *map(figure, coefficients), *_deviations(off), str(len(entries))])
+        cells = list(map(figure, coefficients))
+        if _median(off) > most:
+            cells = ["too noisy to fit", *[""] * (len(LAW) - 1)]
+        rows.append([operation, variant, *cells, *_deviations(off), str(len(entries))])
     return Table(["operation", "variant", *LAW, *DEVIATIONS, "points"], rows)
 
 
@@ -98,7 +106,11 @@ def fit(terms, values):
 
 
 def _deviations(off):
-    return [f"{off[len(off) // 2]:.0%}", f"{off[-1]:.0%}"]
+    return [f"{_median(off):.0%}", f"{off[-1]:.0%}"]
+
+
+def _median(off):
+    return off[len(off) // 2]
 
 
 def _points(record):

@@ -85,6 +85,16 @@ def to_input(image, mean=MEAN_BGR):
     Args:
         image: an RGB PIL image or (H, W, 3) array from 0 to 255.
         mean: of blue, green and red.
+
+    Raises:
+        TypeError: neither an image nor an array.
+        ValueError: an image of another mode than RGB, or an array of another shape.
     """
+    if not isinstance(image, (Image.Image, np.ndarray)):
+        raise TypeError(f"image: expected an RGB PIL image or (H, W, 3) array, got {type(image).__name__}")
+    if isinstance(image, Image.Image) and image.mode != "RGB":
+        raise ValueError(f'image: expected mode RGB, got {image.mode} (image.convert("RGB") makes one)')
+    if isinstance(image, np.ndarray) and (image.ndim != 3 or image.shape[2] != 3):
+        raise ValueError(f"image: expected shape (H, W, 3), got {image.shape}")
     bgr = torch.from_numpy(np.array(image)).flip(-1).float() - torch.tensor(mean)
     return bgr.permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -197,6 +198,9 @@ def _train(run, start=None, trunk=None):
             log.append((step, step * solver.batch * solver.iter_size, loss, "" if mean_iu is None else mean_iu))
             if mean_iu is not None:
                 progress.set_postfix(loss=f"{loss:.3g}", mean_iu=f"{mean_iu:.3f}")
+                if progress.disable:  # no terminal: a log shows how far it is
+                    so_far = f"step {step:,} of {solver.steps:,}, loss {loss:.4g}, mean IU {mean_iu:.3f}"
+                    print(f"{run.name}: {so_far}", file=sys.stderr)
     return model.eval(), log, matrix
 
 

@@ -63,20 +63,21 @@ def load_caffemodel(model, path, *, strict=True):
 
 
 def load_torchfcn(model, path):
-    """Load a state dict of wkentaro/pytorch-fcn (FCN32s, FCN16s, FCN8s, FCN8sAtOnce), or its trainer's checkpoint.
+    """Load a state dict of wkentaro/pytorch-fcn (FCN32s, FCN16s, FCN8s, FCN8sAtOnce), or its trainer's checkpoint, or
+    the state dict of an :class:`FCN` that torch.save wrote.
 
-    Its deconvolutions are dense; for a model whose upsampling is fixed they are checked to be bilinear. Nothing in the
-    file tells FCN8sAtOnce from FCN8s: take the model of the same name.
+    The ported deconvolutions are dense; for a model whose upsampling is fixed they are checked to be bilinear. Nothing
+    in the file tells FCN8sAtOnce from FCN8s, nor an FCN's padding: take a model that is built as the one it is from.
 
     Args:
-        model: an :class:`FCN` on VGG-16 with one head.
+        model: an :class:`FCN`; of a port, on VGG-16 with one head.
         path: of a file of torch.save, which is read without unpickling objects.
 
     Raises:
         WeightsError: as :func:`load_caffemodel`, or the file is no state dict. Nothing was loaded.
         OSError: the file cannot be read.
     """
-    assign(model, _read_pickle(path, "model_state_dict"), path)
+    assign(model, _by_published_names(model, _read_pickle(path, "model_state_dict")), path)
 
 
 def load_vgg16(model, path, *, pixels="bgr"):
@@ -176,8 +177,7 @@ def load_safetensors(model, path):
     variant = VARIANTS.get(facts.get("model"))
     if variant and variant.skip_scales != model.variant.skip_scales:
         raise WeightsError(f"{path}: expected the weights of {model.variant.name}, got those of {variant.name}")
-    stages = {key: name for name, key in published_names(model).items()}
-    assign(model, {stages.get(key, key): tensor for key, tensor in state.items()}, path)
+    assign(model, _by_published_names(model, state), path)
 
 
 def from_safetensors(path, **options):
@@ -194,13 +194,22 @@ def from_safetensors(path, **options):
     state, facts = _read_safetensors(path)
     name = facts.get("model")
     if not isinstance(name, str) or name not in VARIANTS:
-        raise WeightsError(f"{path}: expected a file that save_safetensors wrote, got one that does not name its model")
+        raise WeightsError(
+            f"{path}: expected a file that fcn_fast.models.save_safetensors(model, path) wrote, "
+            "got one that does not name its model"
+        )
     settings = {name: facts[name] for name in _FACTS if name in facts}
     _check_settings(name, settings, state, path)
     model = build(name, **settings | options)
     load_safetensors(model, path)
     model.class_names = _class_names(facts.get("class_names", {}), model.heads, path)
     return model.eval()
+
+
+def _by_published_names(model, state):
+    """Tensors under the names of the model's state dict under the published ones; others keep theirs."""
+    published = {key: name for name, key in published_names(model).items()}
+    return {published.get(key, key): tensor for key, tensor in state.items()}
 
 
 def _class_names(names, heads, path):
@@ -255,9 +264,15 @@ def _read_safetensors(path):
     try:
         with safe_open(path, "pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}
-            facts = json.loads((file.metadata() or {}).get("fcn_fast", "{}"))
+            metadata = file.metadata() or {}
+            facts = json.loads(metadata.get("fcn_fast", "{}"))
     except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: expected a safetensors file, got something else ({error})") from error
+    if "facts" in metadata:  # what fcn_fast.train.checkpoint writes beside the tensors
+        raise WeightsError(
+            f"{path}: expected weights, got a training checkpoint; use weights.safetensors beside it, "
+            "which training writes at its end"
+        )
     return state, facts if isinstance(facts, dict) else {}
 
 

@@ -32,8 +32,9 @@ def patch(model):
         return _patch_processor(model)
     for name, module in model.named_modules():
         if original(module) is not None:
+            which = f"one whose part {name} is" if name else "one that is"
             raise ValueError(
-                f"model: expected one that is not patched, got one whose {_named(name)} is (unpatch first)"
+                f"model: expected a model that is not patched yet, got {which} (fcn_fast.unpatch it first)"
             )
     report = Report(type(model).__name__)
     swaps = []
@@ -74,7 +75,9 @@ def unpatch(model):
 
 def _patch_processor(processor):
     if original(processor) is not None:
-        raise ValueError("model: expected an image processor that is not patched, got one that is")
+        raise ValueError(
+            "model: expected an image processor that is not patched yet, got one that is (fcn_fast.unpatch it first)"
+        )
     if not libraries.makes_label_maps(type(processor)):
         raise TypeError(_expected(processor))
     twin = twin_of(type(processor))

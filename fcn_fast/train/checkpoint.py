@@ -32,7 +32,10 @@ def save(path, model, optimizer, facts):
             tensors[f"optimizer.{key}.{name}"] = value.contiguous()
     partial = path.with_name(path.name + ".partial")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         save_file(tensors, partial, metadata={"format": "pt", "facts": json.dumps(facts)})
+        partial.chmod(mode)  # safetensors lets only the owner read
         _sync(partial)
         os.replace(partial, path)
     except SafetensorError as error:

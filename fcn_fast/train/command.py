@@ -82,6 +82,8 @@ def _train(config, out, init, device):
     solver, transform = config.solver_of(config.model), TRANSFORMS[models.VARIANTS[config.model].transform]
     data = _open(config, config.split, transform)
     held_out = _open(config, config.val_split or None, transform)
+    if config.resume and checkpoint_.exists():
+        init = ("scratch",)  # the checkpoint has the weights
     model = _model(config, data, solver, init).to(device, memory_format=torch.channels_last)
     try:
         trainer = Trainer(model, data, solver, seed=config.seed, workers=config.workers)
@@ -137,7 +139,10 @@ class _Run:
         """Go on from the checkpoint, if there is one."""
         if not self.checkpoint.exists():
             return
+        solver = self.trainer.solver
         found = checkpoint.load(self.checkpoint, self.trainer.model, self.trainer.optimizer)
+        if solver.schedule == "fixed" and solver.steps >= found["step"]:
+            found["steps"] = solver.steps  # no learning rate depends on it
         for name, value in self.facts.items():
             if found.get(name) != value:
                 raise InputError(
@@ -146,7 +151,7 @@ class _Run:
         self.trainer.step = found["step"]
         if _rank() == 0:
             self.rows = _read_log(self.log, self.trainer.step)
-            print(f"{self.out}: goes on at step {self.trainer.step:,} of {self.trainer.solver.steps:,}")
+            print(f"{self.out}: goes on at step {self.trainer.step:,} of {solver.steps:,}", flush=True)
 
     def to_the_end(self):
         """Advance to the last step; returns the last mean IU."""
@@ -176,6 +181,8 @@ class _Run:
                 shown = f"loss {loss:.4g}" + ("" if mean_iu is None else f", mean IU {mean_iu:.3f}")
                 progress.set_postfix_str(shown, refresh=False)
                 progress.update()
+                if first and progress.disable and measured is not None:  # no terminal: a log shows how far it is
+                    print(f"{self.out}: step {step:,} of {steps:,}, {shown}", flush=True)
                 if first:
                     self._note(file, lr, loss, measured)
         return mean_iu
@@ -235,10 +242,10 @@ def _model(config, data, solver, init):
     initialise(model, solver, scratch)
     if scratch:
         return model
-    if len(init) != len(model.variant.streams):
-        raise InputError(
-            f"init: expected {len(model.variant.streams)} files of weights ({solver.init}), or scratch, got {len(init)}"
-        )
+    count = len(model.variant.streams)
+    if len(init) != count:
+        files = f"{count} file{'s' * (count > 1)} of weights"
+        raise InputError(f"init: expected {files} ({solver.init}), or scratch, got {len(init)}")
     for stream, path in zip(model.variant.streams, map(Path, init), strict=True):
         try:
             _load(model, path, stream, config.init_pixels)

@@ -48,7 +48,9 @@ class Config:
     seed: int = option(0, "of the first weights, the order of the images and dropout")
     workers: int = option(0, "processes that load images", metavar="N")
     device: str = option("", "default: cuda where there is a GPU", choices=("cpu", "cuda"))
-    resume: bool = option(False, "go on from the checkpoint in DIR, bit for bit")
+    resume: bool = option(
+        False, "go on from the checkpoint in DIR, bit for bit; to other --steps too if the schedule is fixed"
+    )
     recipe: dict = field(default_factory=dict)
 
     def __post_init__(self):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fcn_fast import models
-from fcn_fast.data.transforms import LABELS, TRANSFORMS, hha, log_depth
+from fcn_fast.data.transforms import LABELS, TRANSFORMS, hha, log_depth, to_input
 
 # Of a pixel of red 10, green 20, blue 30: blue, green and red minus their mean.
 COLOR = {
@@ -102,6 +102,13 @@ def test_labels_of_an_image():
     "call, message",
     [
         (lambda: hha(Image.new("L", (4, 3))), r"hha: expected an image of 3 channels, got shape \(3, 4\)"),
+        (
+            lambda: to_input(Image.new("L", (4, 3))),
+            r'image: expected mode RGB, got L \(image.convert\("RGB"\) makes one',
+        ),
+        (lambda: to_input(Image.new("HSV", (4, 3))), "image: expected mode RGB, got HSV"),
+        (lambda: to_input(np.zeros((4, 3))), r"image: expected shape \(H, W, 3\), got \(4, 3\)"),
+        (lambda: to_input(np.zeros((3, 4, 5))), r"image: expected shape \(H, W, 3\), got \(3, 4, 5\)"),
         (lambda: log_depth(image()), r"depth: expected an image of 1 channel, got shape \(3, 4, 3\)"),
         (lambda: log_depth(np.array([[1, 0]])), "depth: expected values above 0, holes filled, got 0.0"),
         (lambda: log_depth(np.array([[1, np.nan]])), "depth: expected values above 0"),
@@ -116,3 +123,9 @@ def test_labels_of_an_image():
 def test_what_is_no_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("thing", ["photo.jpg", torch.zeros(3, 4, 3), None])
+def test_what_is_no_image(thing):
+    with pytest.raises(TypeError, match=r"image: expected an RGB PIL image or \(H, W, 3\) array, got "):
+        to_input(thing)

@@ -70,9 +70,11 @@ def test_another_seed_is_another_run(small, tmp_path, capsys):
     assert any((first[name] != second[name]).any() for name in first)
 
 
-def test_a_run_is_done_once(small, tmp_path, monkeypatch):
+def test_a_run_is_done_once(small, tmp_path, monkeypatch, capsys):
     run = tiny(runs.tuned("some", pixels="uniform 1/100"))
     first = runs.perform(run, tmp_path)
+    *_, last = capsys.readouterr().err.splitlines()  # where there is no terminal
+    assert last == f"some: step 2 of 2, loss {first.log[-1][2]:.4g}, mean IU {first.log[-1][3]:.3f}"
     assert [row[0] for row in first.log] == [1, 2] and first.log[-1][3] == pytest.approx(first.measures["mean_iu"])
     train = runs._train
     monkeypatch.setattr(runs, "_train", None)

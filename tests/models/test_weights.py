@@ -72,6 +72,23 @@ def test_torchfcn(name, checkpoint, saved):
         torch.testing.assert_close(learned(x), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [("voc-fcn8s", {"num_classes": 3}), ("siftflow-fcn16s", {"learned_upsampling": True}), ("voc-fcn-alexnet", {})],
+)
+def test_a_models_own_state_dict(name, options, saved):
+    model, twin = (build(name, **options) for _ in range(2))
+    state = model.state_dict()
+    models.load_torchfcn(twin, saved(state))
+    assert all(torch.equal(twin.state_dict()[key], tensor) for key, tensor in state.items())
+    *rest, last = state
+    message = refused(models.load_torchfcn, build(name, **options), saved({key: state[key] for key in rest}))
+    assert f"missing: {last.partition('.')[2]}: expected " in message
+    refused(
+        models.load_torchfcn, build(name, **options), saved(state | {"stage4.bias": state[last]}), "extra: stage4.bias"
+    )
+
+
 @pytest.mark.parametrize("name", TORCHFCN)
 def test_torchfcn_filters_that_are_not_bilinear(name, saved):
     for up in TORCHFCN[name]:

@@ -281,8 +281,9 @@ def test_no_module(thing):
 def test_patched_already():
     model = nn.Sequential(nn.ReLU(), snippets.Sum())
     fcn_fast.patch(model[1])
-    for whole in (model, model[1]):
-        with pytest.raises(ValueError, match="expected one that is not patched"):
+    for whole, which in ((model, "one whose part 1 is"), (model[1], "one that is")):
+        message = rf"model: expected a model that is not patched yet, got {which} \(fcn_fast.unpatch it first\)"
+        with pytest.raises(ValueError, match=message):
             fcn_fast.patch(whole)
     fcn_fast.unpatch(model)
     assert type(model[1]) is snippets.Sum

@@ -70,8 +70,14 @@ def one_thread(set_num_threads, monkeypatch):
 def test_writes_log_weights_checkpoint_and_pictures(tmp_path, capsys, seed):
     assert train(tmp_path, "--steps", 6, "--eval-every", 4, "--seed", seed) == 0
     out, err = capsys.readouterr()
-    assert "mean IU 0." in out and str(tmp_path / "weights.safetensors") in out and not err
+    assert not err
     rows = log(tmp_path)
+    *steps, last = out.splitlines()
+    assert "mean IU 0." in last and str(tmp_path / "weights.safetensors") in last
+    assert steps == [  # where there is no terminal
+        f"{tmp_path}: step {row['step']} of 6, loss {float(row['loss']):.4g}, mean IU {float(row['mean_iu']):.3f}"
+        for row in (rows[3], rows[5])
+    ]
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [int(row["images"]) for row in rows] == [2, 4, 6, 8, 10, 12]
     assert [bool(row["mean_iu"]) for row in rows] == [False, False, False, True, False, True]
@@ -82,6 +88,26 @@ def test_writes_log_weights_checkpoint_and_pictures(tmp_path, capsys, seed):
         with Image.open(tmp_path / name) as image:
             assert image.format == "PNG" and len(image.convert("RGB").getcolors(1 << 20)) > 10
     assert not list(tmp_path.glob("*.partial"))
+    (tmp_path / "other").touch()
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_on_a_terminal_the_bar_shows_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert train(tmp_path, "--steps", 2) == 0
+    out, err = capsys.readouterr()
+    assert "2/2 [" in err and "mean IU" in err and "step 2 of 2" not in out
+
+
+def test_a_checkpoint_is_no_weights(tmp_path, capsys):
+    train(tmp_path, "--steps", 1)
+    capsys.readouterr()
+    checkpoint, photo = tmp_path / "checkpoint.safetensors", tmp_path / "samples.png"
+    assert cli.main(["predict", str(photo), "--weights", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(
+        f"fcn-fast: weights: {checkpoint}: expected weights, got a training checkpoint; use weights."
+    )
 
 
 def test_half_precision_halves_the_file(tmp_path):
@@ -101,6 +127,19 @@ def test_goes_on_bit_for_bit_where_it_was_stopped(tmp_path, capsys, monkeypatch,
     assert train(tmp_path / "stopped", *flags, "--resume") == 0
     assert "goes on at step 4 of 7" in capsys.readouterr().out
     assert log(tmp_path / "stopped") == log(tmp_path / "whole") and same(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_goes_on_without_init_and_to_more_steps(tmp_path, capsys):
+    """The checkpoint has the weights, and a fixed learning rate knows nothing of the last step."""
+    flags = ["--solver", "voc-fcn8s", "--lr", "1e-7", "--eval-every", 2]
+    for name, steps in (("whole", 4), ("stopped", 2)):
+        assert train(tmp_path / name, *flags, "--init", "scratch", "--steps", steps) == 0
+    capsys.readouterr()
+    assert train(tmp_path / "stopped", *flags, "--steps", 4, "--resume") == 0
+    assert "goes on at step 2 of 4" in capsys.readouterr().out
+    assert log(tmp_path / "stopped") == log(tmp_path / "whole") and same(tmp_path / "stopped", tmp_path / "whole")
+    assert train(tmp_path / "stopped", *flags, "--steps", 3, "--resume") == 2  # it has done more
+    assert "resume: expected steps 4, as " in capsys.readouterr().err
 
 
 def test_survives_kills_at_any_moment(tmp_path, seed):
@@ -211,7 +250,7 @@ def test_a_toml_file_that_is_none(tmp_path, capsys, text, message):
         (["--split", "none"], "split: expected one of train, val, got none"),
         (["--lr", "-1"], "lr: expected a number from 0 to below inf, got -1.0"),
         (["--lr", "1e30", "--optimizer", "sgd"], "lr: expected one at which the loss stays finite, got a loss of "),
-        (["--solver", "voc-fcn8s"], "init: expected 1 files of weights (voc-fcn16s), or scratch, got 0"),
+        (["--solver", "voc-fcn8s"], "init: expected 1 file of weights (voc-fcn16s), or scratch, got 0"),
         (["--init", "missing.safetensors"], "init: expected a file that can be read, got missing.safetensors"),
         (["--init", "weights.onnx"], "init: expected a .safetensors, .caffemodel, .pth or .pt, or scratch, got"),
         (["--workers", "-1"], "workers: expected a whole number from 0, got -1"),
@@ -286,6 +325,7 @@ def test_what_cannot_go_on(tmp_path, capsys):
     for flags, message in (
         (["--steps", 2], "out: expected a folder without a checkpoint, or --resume to go on from it, got "),
         (["--steps", 2, "--resume", "--lr", 1], "resume: expected lr 0.004, as "),
+        (["--steps", 3, "--resume"], "resume: expected steps 2, as "),  # of half a cosine
         (["--steps", 2, "--resume", "--seed", 1], "resume: expected seed 0, as "),
         (["--steps", 2, "--resume", "--padding", "caffe"], "resume: expected padding lean, as "),
         (["--steps", 2, "--resume", "--width", 0.03], "resume: expected a checkpoint of voc-fcn8s of the same shape"),
