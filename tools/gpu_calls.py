@@ -6,6 +6,7 @@
 Without a GPU the calls are made on the CPU.
 """
 
+import functools
 import sys
 
 import torch
@@ -45,8 +46,9 @@ def calls(dtype, last, low, factor, scales, losses):
     for shape, layout in losses:
         if layout == last:
             inputs = [scores(shape, dtype, last), labels(shape)]
-            yield f"softmax_loss {shape}", lambda x, t: ops.softmax_loss(x, t), inputs
-            yield f"softmax_loss {shape} of pixels", lambda x, t: ops.softmax_loss(x, t, reduction="none"), inputs
+            for reduction in ("mean", "none"):
+                loss = functools.partial(ops.softmax_loss, ignore_index=255, reduction=reduction)
+                yield f"softmax_loss {shape} {reduction}", loss, inputs
     yield "bilinear_upsample", lambda x: ops.bilinear_upsample(x, size), [x]
     yield "skip_fuse", lambda x, skip: ops.skip_fuse(x, skip, grid=grid), [x, scores((*low[:2], *size), dtype, last)]
     for scale in scales:

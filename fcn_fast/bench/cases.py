@@ -28,6 +28,7 @@ KINDS = {
 }
 DTYPES, LAYOUTS = ("float32", "bfloat16", "float16"), ("contiguous", "channels_last")
 LOSS_SCALE = 1024.0  # without one the gradients of a mean over a million pixels are zero in float16
+IGNORED = 255  # in the losses, of up to a thousand classes
 CROP = 9  # of the skip that a deconvolution is fused with, at each side
 
 
@@ -207,6 +208,8 @@ class Case:
             return {"grid": BilinearGrid.deconvolution(low, stride, crop=stride // 2, size=self.pixels)}
         if self.operation == "upsample_argmax":
             return {"size": self.pixels, "dtype": self.label_dtype}
+        if self.operation.endswith("loss"):
+            return {"ignore_index": IGNORED}
         return {"size": self.pixels} if self.operation == "bilinear_upsample" else {}
 
     def _dense(self, device, options):
@@ -234,7 +237,9 @@ class Case:
     def _labels(self, device):
         """Labels in blocks of 16 pixels, a twentieth of them ignored; int64, as F.cross_entropy wants them."""
         blocks = torch.randint(self.size.classes, (self.size.batch, *(math.ceil(n / 16) for n in self.pixels)))
-        blocks[torch.rand(blocks.shape) < 0.05] = 255
+        ignored = torch.rand(blocks.shape) < 0.05
+        ignored.view(-1)[0] = False  # a mean over nothing is NaN in PyTorch
+        blocks[ignored] = IGNORED
         whole = blocks.repeat_interleave(16, 1).repeat_interleave(16, 2)
         return whole[:, : self.pixels[0], : self.pixels[1]].contiguous().to(device)
 

@@ -250,7 +250,7 @@ def loss_options(name, target, classes):
     """The options of both losses that are worth a test, by name."""
     weight = torch.rand(classes, dtype=torch.float64, device=target.device) + 0.1
     pixel_weight = torch.rand(target.shape, dtype=torch.float64, device=target.device)
-    return {
+    given = {
         "plain": {},
         "weight": {"weight": weight},
         "pixel_weight": {"pixel_weight": pixel_weight},
@@ -259,6 +259,7 @@ def loss_options(name, target, classes):
         "ignore_index=-100": {"ignore_index": -100},
         "ignore_index=0": {"ignore_index": 0},
     }[name]
+    return {"ignore_index": 255, **given} if classes > 255 else given  # which is then a class, and has to be asked for
 
 
 LOSS_OPTIONS = ("plain", "weight", "pixel_weight", "label_smoothing", "all", "ignore_index=-100", "ignore_index=0")

@@ -244,8 +244,6 @@ def _loss(logits, size, given="plain", reduction="mean", label_dtype=torch.int64
     batch, classes = logits.shape[:2]
     shape = (batch, *size)
     settings = loss_options(given, torch.empty(shape, device=logits.device), classes)
-    if classes > 255:  # of which 255 is one
-        settings.setdefault("ignore_index", -100)
     ignore_index = settings.get("ignore_index", 255)
     target = labels(*shape, classes=classes, dtype=label_dtype, ignore_index=ignore_index, device=logits.device)
     target.view(-1)[:1] = classes - 1  # a mean over nothing is another test
