@@ -50,7 +50,7 @@ def input_gradient(ctx, grad_output):
     return grad.contiguous(memory_format=ctx.format)  # which the gradient of a single pixel could not say
 
 
-class _Forward(torch.autograd.Function):
+class BilinearUpsample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input, grid):
         ctx.in_size, ctx.grid, ctx.format = input.shape[-2:], grid, memory_format(input)
@@ -62,7 +62,7 @@ class _Forward(torch.autograd.Function):
         return input_gradient(ctx, grad_output), None
 
 
-class _Backward(torch.autograd.Function):
+class BilinearUpsampleBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grad_output, in_size, grid):
         ctx.grid, ctx.format = grid, memory_format(grad_output)
@@ -74,9 +74,9 @@ class _Backward(torch.autograd.Function):
         return _forward(grad.contiguous(memory_format=ctx.format), ctx.grid), None, None
 
 
-_forward = register("bilinear_upsample(Tensor input, SymInt[] grid) -> Tensor", _fake, _Forward)
+_forward = register("bilinear_upsample(Tensor input, SymInt[] grid) -> Tensor", _fake, BilinearUpsample)
 backward = register(
     "bilinear_upsample_backward(Tensor grad_output, SymInt[] in_size, SymInt[] grid) -> Tensor",
     _backward_fake,
-    _Backward,
+    BilinearUpsampleBackward,
 )

@@ -64,7 +64,7 @@ def _fake(coarse, skip, crop, grid):
     return coarse.new_empty(shape).contiguous(memory_format=memory_format(coarse))
 
 
-class _Forward(torch.autograd.Function):
+class SkipFuse(torch.autograd.Function):
     @staticmethod
     def forward(ctx, coarse, skip, crop, grid):
         ctx.in_size, ctx.skip_size, ctx.crop, ctx.grid = coarse.shape[-2:], skip.shape[-2:], crop, grid
@@ -87,5 +87,5 @@ class _Forward(torch.autograd.Function):
 
 
 _forward = register(
-    "skip_fuse(Tensor coarse, Tensor skip, SymInt[] crop, SymInt[] grid) -> Tensor", _fake, _Forward, differentiable=2
+    "skip_fuse(Tensor coarse, Tensor skip, SymInt[] crop, SymInt[] grid) -> Tensor", _fake, SkipFuse, differentiable=2
 )

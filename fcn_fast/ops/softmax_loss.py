@@ -107,7 +107,7 @@ def _and_gradient_fake(logits, target, weight, pixel_weight, ignore_index, reduc
     return loss, torch.empty_like(logits, memory_format=memory_format(logits))
 
 
-class _Forward(torch.autograd.Function):
+class SoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, weight, pixel_weight, *options):
         ignore_index, reduction, label_smoothing, check_labels, _ = options
@@ -126,7 +126,7 @@ class _Forward(torch.autograd.Function):
         return _backward(grad_output, *ctx.saved_tensors, *ctx.rest), *[None] * 8
 
 
-class _AndGradient(torch.autograd.Function):
+class SoftmaxLossAndGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         with below_autograd():
@@ -146,7 +146,7 @@ _forward = register(
     "softmax_loss(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, int reduction, "
     "float label_smoothing, bool check_labels, bool with_grad) -> (Tensor loss, Tensor saved, Tensor total_weight)",
     _fake,
-    _Forward,
+    SoftmaxLoss,
 )
 _backward = register(
     "softmax_loss_backward(Tensor grad_output, Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, "
@@ -157,5 +157,5 @@ _and_gradient = register(
     "softmax_loss_and_gradient(Tensor logits, Tensor target, Tensor? weight, Tensor? pixel_weight, int ignore_index, "
     "int reduction, float label_smoothing, bool check_labels) -> (Tensor loss, Tensor gradient)",
     _and_gradient_fake,
-    _AndGradient,
+    SoftmaxLossAndGradient,
 )

@@ -78,7 +78,7 @@ def _fake(
     return loss, saved
 
 
-class _Forward(torch.autograd.Function):
+class UpsampleSoftmaxLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, target, weight, pixel_weight, *options):
         grid, ignore_index, reduction, label_smoothing, check_labels, _ = options
@@ -116,5 +116,5 @@ _forward = register(
     "int ignore_index, int reduction, float label_smoothing, bool check_labels, bool with_grad) "
     "-> (Tensor loss, Tensor saved)",
     _fake,
-    _Forward,
+    UpsampleSoftmaxLoss,
 )

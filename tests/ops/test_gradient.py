@@ -134,3 +134,21 @@ def test_only_float16_and_maps_wait_for_the_backward_pass(monkeypatch):
         assert not _at_once(OnGpu, 1)
     monkeypatch.setattr(OnGpu, "dtype", torch.float16)
     assert not _at_once(OnGpu, 1)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_no_second_derivative(loss, device):
+    """Curvature must not quietly be zero."""
+    function, x = make(loss, device)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.functional.hvp(function, x.detach(), torch.ones_like(x))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_may_change_in_place(loss, device):
+    function, x = make(loss, device)
+    (expected,) = torch.autograd.grad(2 * function(x) + 1, x)
+    value = function(x)
+    value *= 2
+    value += 1
+    torch.testing.assert_close(torch.autograd.grad(value, x)[0], expected)
