@@ -188,8 +188,9 @@ template <class T> class Band {
         const Run& run = t.horizontal.runs[first + i];
         const int64_t left = run.low * padded, right = run.high * padded, k = (first + i) * kBlock;
         const Corners<const A*> x{top + left, top + right, bottom + left, bottom + right};
-        if (run.low != cell) shift = cells_.shift(x);
-        cell = run.low;
+        // Before a zero border two cells have the same low neighbour, and after it two the same high one.
+        if (run.low + run.high != cell) shift = cells_.shift(x);
+        cell = run.low + run.high;
         const Pixels<A> pixels{vertical.count, run.count, t.horizontal.low_weight + k, t.horizontal.high_weight + k,
                                t.vertical.low_weight + r * kBlock, t.vertical.high_weight + r * kBlock, label_ + k, own_ + k,
                                even_ + k, sum_ + k, logit_ + k, smoothed_ + k};

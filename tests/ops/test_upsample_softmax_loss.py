@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fcn_fast import ops
+from fcn_fast import BilinearGrid, ops, reference
 
 from .support import (
     CLAMPED,
@@ -40,6 +40,24 @@ def test_layouts_with_strided_targets(sampling, reduction, layout, dtype, implem
     case = LOSS(sampling, channels=6, dtype=dtype, layout=layout, device=device, reduction=reduction)
     case.others[0] = case.others[0].mT.contiguous().mT
     assert has_layout(case.check()[1], layout)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("offset", [-200, 0, 200])
+def test_cells_beside_a_zero_border(offset, reduction, implementation, device):
+    """Cells further out hold nothing but zeros, which says nothing of the next ones' largest logit."""
+    grid = BilinearGrid((2, 3), (11, 13), (1, 1), (-5, -5), (2, 2), "zero")
+    logits = 100 * randn(2, 5, 2, 3, device=device) + offset
+    target = labels(2, *grid.size, classes=5, device=device)
+
+    def plain(x):
+        upsampled = reference.bilinear_upsample(x, grid.numbers())
+        return torch_loss(upsampled, target.cpu(), reduction=reduction, label_smoothing=0.2)
+
+    fast = lambda x: ops.upsample_softmax_loss(x, target, grid=grid, reduction=reduction, label_smoothing=0.2)  # noqa: E731
+    grad_output = loss_grad_output(target, reduction)
+    assert_loss_near(with_grad(fast, [logits], grad_output.float()), plain, logits, grad_output)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
