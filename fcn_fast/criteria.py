@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fcn_fast import ops
-from fcn_fast.ops._common import IGNORED, check_target
+from fcn_fast.ops._common import check_target, ignored_label
 
 __all__ = ["CrossEntropyLoss", "MMSegCrossEntropyLoss", "OHEMLoss", "SamplePixels", "SoftCrossEntropyLoss"]
 
@@ -185,7 +185,6 @@ class OHEMLoss(nn.Module):
         self.threshold = threshold
         self.min_kept = min_kept
         self.options = {"ignore_index": ignore_index, "align_corners": align_corners}
-        self.ignore_index = IGNORED if ignore_index is None else ignore_index
 
     def forward(self, logits, target):
         hard = self.hard_pixels(logits, target)
@@ -195,7 +194,8 @@ class OHEMLoss(nn.Module):
     def hard_pixels(self, logits, target):
         """The (N, H, W) weight of the pixels: 1 for the hard ones, 0 for the others."""
         losses = _loss(logits, target, reduction="none", **self.options)
-        losses = losses.masked_fill(target.long() == self.ignore_index, -math.inf)
+        ignored = ignored_label(self.options["ignore_index"], logits.shape[1])
+        losses = losses.masked_fill(target.long() == ignored, -math.inf)
         if losses.numel() == 0:
             return losses
         kept = min(self.min_kept * len(target), losses.numel() - 1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from fcn_fast.grid import BilinearGrid, _pair
+from fcn_fast.ops._common import ignored_label
 
 __all__ = ["bilinear_upsample", "skip_fuse", "softmax_loss", "upsample_argmax", "upsample_softmax_loss"]
 
@@ -44,14 +45,14 @@ def skip_fuse(coarse, skip, *, crop=0, align_corners=False, grid=None):
     return bilinear_upsample(coarse, grid=grid) + skip[:, :, : grid.size[0], : grid.size[1]]
 
 
-def softmax_loss(logits, target, weight=None, *, ignore_index=255, reduction="mean", label_smoothing=0.0):
+def softmax_loss(logits, target, weight=None, *, ignore_index=None, reduction="mean", label_smoothing=0.0):
     """F.cross_entropy, with Caffe's two other reductions. (N, C, *) and (N, *) to a scalar or (N, *)."""
     divisor = {"full": target.numel(), "batch": target.shape[0]}.get(reduction)
     loss = F.cross_entropy(
         logits,
         target.long(),
         weight,
-        ignore_index=ignore_index,
+        ignore_index=ignored_label(ignore_index, logits.shape[1]),
         reduction="sum" if divisor else reduction,
         label_smoothing=label_smoothing,
     )

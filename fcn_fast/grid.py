@@ -167,7 +167,7 @@ def _pair(name, value):
     """``value`` as (vertical, horizontal); ints stand for both."""
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if torch.jit.is_tracing():  # torch.jit.trace gives sizes as tensors, and keeps what it makes of them
-        pair = tuple(map(int, pair))
+        pair = tuple(int(n) if isinstance(n, torch.Tensor) else n for n in pair)
     if len(pair) != 2 or not (_is_whole(pair[0]) and _is_whole(pair[1])):
         raise ValueError(f"{name}: expected an int or two ints, got {value!r}")
     return pair

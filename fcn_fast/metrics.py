@@ -2,6 +2,8 @@
 
 import torch
 
+from fcn_fast.ops._common import ignored_label
+
 __all__ = ["ConfusionMatrix"]
 
 
@@ -13,20 +15,20 @@ class ConfusionMatrix:
 
     Args:
         num_classes: C.
-        ignore_index: target of pixels that count for nothing.
+        ignore_index: target of pixels that count for nothing. 255 unless given, and to be given for more classes.
 
     Attributes:
         matrix: int64 (C, C) on the CPU, rows for the truth and columns for the prediction.
 
     Raises:
-        ValueError: no class.
+        ValueError: no class, or more than 255 and no ignore_index.
     """
 
-    def __init__(self, num_classes, ignore_index=255):
+    def __init__(self, num_classes, ignore_index=None):
         if num_classes < 1:
             raise ValueError(f"num_classes: expected 1 or more, got {num_classes}")
         self.num_classes = num_classes
-        self.ignore_index = ignore_index
+        self.ignore_index = ignored_label(ignore_index, num_classes)
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def update(self, labels, target):

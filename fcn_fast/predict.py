@@ -138,6 +138,7 @@ def find_images(paths, missing=False):
         if not images:
             raise InputError(f"image: expected a folder with images, got {path}")
         found += images
+    found = list(dict.fromkeys(found))
     stems, names = Counter(path.stem for path in found), {}
     for path in found:
         name = path.stem if stems[path.stem] == 1 else path.name

@@ -18,7 +18,7 @@ class Launch:
         self.compiled = {}  # for each kind of tensors
 
     def __call__(self, *tensors):
-        """Launch it on the current device, which is the tensors'. One of them may be None."""
+        """Launch it on the current device, which is the tensors'. Any of them may be None."""
         kind = tuple([t if t is None else (t.dtype, t.device, t.data_ptr() % 16 == 0) for t in tensors])
         compiled = self.compiled.get(kind)
         if compiled:

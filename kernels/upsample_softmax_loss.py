@@ -97,8 +97,8 @@ def upsample_softmax_loss(
         if reduction == MEAN:
             total = logits.new_empty(WEIGHERS, dtype=torch.float64)
             plan.weigh(target, weight, pixel_weight, total)
-        for first, end, of_chunk, cells, combine in plan.chunks:
-            cells(
+        for first, end, of_chunk, add_cells, combine in plan.chunks:
+            add_cells(
                 logits[first:end].contiguous(), target[first:], weight,
                 None if pixel_weight is None else pixel_weight[first:], class_sum(weight, label_smoothing), total,
                 loss[first:] if reduction == NONE else None, found[of_chunk:], maps,
@@ -150,15 +150,22 @@ def _plan(shape, grid, dtype, layout, gradient, reduction, ignore_index, label_s
         num_warps=1,
         maxnreg=128 if lean else 168 if plain else 208,  # as few as nothing has to be spilled with
     )
-    chunks, found, count = [], 0, n * y[1] * x[1]
-    for first in range(0, n, max(images, 1)):
-        end = min(first + images, n)
-        cells = (end - first) * rows * columns
+    count = n * y[1] * x[1]
+
+    @functools.cache
+    def launches(images):
+        cells = images * rows * columns
         programs = rule.cdiv(cells, LANES)
         numbers = *y, *x, classes, cells, ignore_index, divisor(reduction, n, count)
-        launch = Launch(_cells, (programs, *parts), *numbers, **constants)
-        sizes = (end - first, *shape[1:]), layout == torch.channels_last, splits, programs
-        chunks.append((first, end, found, launch, combining(*sizes, constants["WIDE"], constants["ZERO"])))
+        sizes = (images, *shape[1:]), layout == torch.channels_last, splits, programs
+        combine = combining(*sizes, constants["WIDE"], constants["ZERO"])
+        return programs, Launch(_cells, (programs, *parts), *numbers, **constants), combine
+
+    chunks, found = [], 0
+    for first in range(0, n, max(images, 1)):
+        end = min(first + images, n)
+        programs, add_cells, combine = launches(end - first)
+        chunks.append((first, end, found, add_cells, combine))
         found += programs * splits
     weigh = weighing(count, classes, ignore_index, constants["ACC"])
     return _Plan(chunks, found, images * map_size, weigh, finishing(found, 1))

@@ -96,7 +96,7 @@ def draw(number):
         "channels": pick.choice(CLASSES),
         "dtype": pick.choice(support.DTYPES),
         "layout": pick.choice(LAYOUTS),
-        "scale": pick.choice((0.01, 1, 5, 30)),
+        "scale": pick.choice((0.01, 1, 5, 30, 100)),
     }
     if op.name == "skip_fuse":
         facts["crop"], facts["margin"] = ((pick.randint(0, 3), pick.randint(0, 3)) for _ in range(2))

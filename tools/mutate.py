@@ -112,8 +112,8 @@ BUGS = {
     "second-derivative-silent": (
         "the second derivative of a loss is none, without a word",
         "fcn_fast/ops/_common.py",
-        "if not torch.is_grad_enabled():\n                return backward",
-        "if True:\n                return backward",
+        "if torch.is_grad_enabled():\n                leads",
+        "if False:\n                leads",
     ),
 }
 

@@ -101,12 +101,11 @@ def resolve_grid(name, tensor, size, scale_factor, align_corners, grid):
 
 
 def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, reduction, label_smoothing):
-    """Check what both losses take; target's shape is for the caller.
+    """Check what both losses take; target's dtype and shape are for the caller.
 
     Returns:
         weight and pixel_weight in the dtype of the loss, ignore_index, and the reduction as the operators number it.
     """
-    check_target(target)
     check_same_device("target", target, "logits", logits)
     weights = []
     for name, tensor, shape in (
@@ -124,17 +123,7 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
                 )
             tensor = tensor.to(reference.accumulate_dtype(logits.dtype))
         weights.append(tensor)
-    if ignore_index is None:
-        ignore_index = IGNORED
-        if logits.shape[1] > IGNORED:
-            raise ValueError(
-                f"ignore_index: expected one (such as -100) for more than {IGNORED} classes, as {IGNORED} then is a "
-                f"class, got none for {logits.shape[1]} classes"
-            )
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
-    if not -(1 << 63) <= ignore_index < 1 << 63:
-        raise ValueError(f"ignore_index: expected a 64-bit int, got {ignore_index}")
+    ignore_index = ignored_label(ignore_index, logits.shape[1])
     if reduction not in reference.REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(reference.REDUCTIONS)}, got {reduction!r}")
     if not isinstance(label_smoothing, (int, float)):
@@ -144,26 +133,42 @@ def check_loss_arguments(logits, target, weight, pixel_weight, ignore_index, red
     return *weights, ignore_index, reference.REDUCTIONS.index(reduction)
 
 
+def ignored_label(ignore_index, classes):
+    """The label that is left out: what is given, or else 255, unless that is a class."""
+    if ignore_index is None:
+        if classes > IGNORED:
+            raise ValueError(
+                f"ignore_index: expected one (such as -100) for more than {IGNORED} classes, as {IGNORED} then is a "
+                f"class, got none for {classes} classes"
+            )
+        return IGNORED
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index: expected an int, got {ignore_index!r}")
+    if not -(1 << 63) <= ignore_index < 1 << 63:
+        raise ValueError(f"ignore_index: expected a 64-bit int, got {ignore_index}")
+    return ignore_index
+
+
 def first_derivative_only(operation):
     """Decorates the backward, with one gradient to give, of an operation: differentiating that is a clear error.
 
-    torch's once_differentiable sees only whether the incoming gradient requires grad, so that a second derivative in
-    the operation's inputs would quietly be none. What the forward pass saved leads there: an input, or an output that
-    is not marked as not differentiable.
+    backward takes ctx, what the forward pass saved and the loss's gradient. torch's once_differentiable sees only
+    whether that requires grad, so that a second derivative in the operation's inputs would quietly be none. What was
+    saved leads to these: an input, or an output that is not marked as not differentiable.
     """
+    message = f"fcn_fast.ops.{operation} has no second derivative"
 
     def decorate(backward):
         @functools.wraps(backward)
         def wrapper(ctx, *grads):
             if grads[0] is None:  # nothing arrives at the loss
                 return (None,) * len(ctx.needs_input_grad)
-            if not torch.is_grad_enabled():
-                return backward(ctx, *grads)
+            saved = ctx.saved_tensors  # once: activation checkpointing allows no more
             with torch.no_grad():
-                grad, *nothing = backward(ctx, *grads)
-            message = f"fcn_fast.ops.{operation} has no second derivative"
-            inputs = [tensor for tensor in ctx.saved_tensors if tensor is not None and tensor.requires_grad]
-            grad, *_ = torch._C._functions.DelayedError(message.encode(), 1 + len(inputs))(grad.detach(), *inputs)
+                grad, *nothing = backward(ctx, saved, grads[0])
+            if torch.is_grad_enabled():
+                leads = [tensor for tensor in (grads[0], *saved) if tensor is not None and tensor.requires_grad]
+                grad, *_ = torch._C._functions.DelayedError(message.encode(), 1 + len(leads))(grad.detach(), *leads)
             return grad, *nothing
 
         return wrapper

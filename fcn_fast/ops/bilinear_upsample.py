@@ -62,7 +62,7 @@ class BilinearUpsample(torch.autograd.Function):
         return input_gradient(ctx, grad_output), None
 
 
-class BilinearUpsampleBackward(torch.autograd.Function):
+class BilinearUpsampleGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, grad_output, in_size, grid):
         ctx.grid, ctx.format = grid, memory_format(grad_output)
@@ -78,5 +78,5 @@ _forward = register("bilinear_upsample(Tensor input, SymInt[] grid) -> Tensor", 
 backward = register(
     "bilinear_upsample_backward(Tensor grad_output, SymInt[] in_size, SymInt[] grid) -> Tensor",
     _backward_fake,
-    BilinearUpsampleBackward,
+    BilinearUpsampleGradient,
 )

@@ -122,8 +122,8 @@ class SoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only("softmax_loss")
-    def backward(ctx, grad_output, _saved, _total_weight):
-        return _backward(grad_output, *ctx.saved_tensors, *ctx.rest), *[None] * 8
+    def backward(ctx, saved, grad_output):
+        return _backward(grad_output, *saved, *ctx.rest), *[None] * 8
 
 
 class SoftmaxLossAndGradient(torch.autograd.Function):
@@ -137,8 +137,8 @@ class SoftmaxLossAndGradient(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only("softmax_loss")
-    def backward(ctx, grad_output, _gradient):
-        gradient = ctx.saved_tensors[0].detach()  # as in upsample_softmax_loss
+    def backward(ctx, saved, grad_output):
+        gradient = saved[0].detach()  # as in upsample_softmax_loss
         return scaled(gradient, grad_output, gradient.dtype), *[None] * 7
 
 

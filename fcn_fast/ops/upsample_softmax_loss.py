@@ -32,8 +32,9 @@ def upsample_softmax_loss(
 ):
     """``softmax_loss(bilinear_upsample(logits, target.shape[-2:]), target)`` without the upsampled logits.
 
-    Nothing of the size (N, C, H, W) is ever held: with the gradient memory is two to three times that of the
-    low-resolution logits in float32. The upsampled values are not rounded to half precision on the way.
+    Nothing of the size (N, C, H, W) is ever held. With the gradient, memory is two to three times that of the
+    low-resolution logits in float32, on a GPU up to 64 MiB more. The upsampled values are not rounded to half precision
+    on the way.
 
     Args:
         logits: (N, C, h, w), float32, float64, bfloat16 or float16.
@@ -96,10 +97,10 @@ class UpsampleSoftmaxLoss(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only("upsample_softmax_loss")
-    def backward(ctx, grad_output, _saved):
+    def backward(ctx, saved, grad_output):
         if ctx.reduction == NONE:
             # The gradient of a sum of losses, weighted by what arrives for each.
-            logits, target, weight, pixel_weight = ctx.saved_tensors
+            logits, target, weight, pixel_weight = saved
             grid, ignore_index, label_smoothing = ctx.rest
             weights = grad_output if pixel_weight is None else grad_output * pixel_weight
             _, grad = _forward(logits, target, weight, weights, grid, ignore_index, SUM, label_smoothing, False, True)
@@ -107,7 +108,7 @@ class UpsampleSoftmaxLoss(torch.autograd.Function):
         else:
             # The loss is a scalar, so its gradient was made with it; only its scale was missing.
             # An output of the forward pass, for first_derivative_only; here it is just a tensor.
-            grad = scaled(ctx.saved_tensors[0].detach(), grad_output, ctx.dtype)
+            grad = scaled(saved[0].detach(), grad_output, ctx.dtype)
         return grad, *[None] * 9
 
 

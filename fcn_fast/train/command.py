@@ -141,7 +141,7 @@ class _Run:
             return
         solver = self.trainer.solver
         found = checkpoint.load(self.checkpoint, self.trainer.model, self.trainer.optimizer)
-        if solver.schedule == "fixed" and solver.steps >= found["step"]:
+        if solver.schedule == "fixed" and not self.config.staged and solver.steps >= found["step"]:
             found["steps"] = solver.steps  # no learning rate depends on it
         for name, value in self.facts.items():
             if found.get(name) != value:
@@ -181,7 +181,8 @@ class _Run:
                 shown = f"loss {loss:.4g}" + ("" if mean_iu is None else f", mean IU {mean_iu:.3f}")
                 progress.set_postfix_str(shown, refresh=False)
                 progress.update()
-                if first and progress.disable and measured is not None:  # no terminal: a log shows how far it is
+                due = measured is not None or self._is_due(self.config.checkpoint_every)
+                if first and progress.disable and due:  # no terminal: a log shows how far it is
                     print(f"{self.out}: step {step:,} of {steps:,}, {shown}", flush=True)
                 if first:
                     self._note(file, lr, loss, measured)

@@ -49,7 +49,8 @@ class Config:
     workers: int = option(0, "processes that load images", metavar="N")
     device: str = option("", "default: cuda where there is a GPU", choices=("cpu", "cuda"))
     resume: bool = option(
-        False, "go on from the checkpoint in DIR, bit for bit; to other --steps too if the schedule is fixed"
+        False,
+        "go on from the checkpoint in DIR, bit for bit, without --init; to other --steps too if the schedule is fixed",
     )
     recipe: dict = field(default_factory=dict)
 

@@ -53,7 +53,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.optimizer = solver.optimizer_of(model)
         self.step = 0
-        loss = _Loss(model, solver.reduction)
+        loss = _Loss(model, reduction=solver.reduction, ignore_index=getattr(data, "ignore_index", None))
         self.loss = nn.parallel.DistributedDataParallel(loss) if self.world > 1 else loss
         self._batches = None
 
@@ -109,12 +109,12 @@ class Trainer:
 class _Loss(nn.Module):
     """The loss as a forward, which is what DistributedDataParallel wraps."""
 
-    def __init__(self, model, reduction):
+    def __init__(self, model, **options):
         super().__init__()
-        self.model, self.reduction = model, reduction
+        self.model, self.options = model, options
 
     def forward(self, x, target, **weights):
-        return self.model.loss(x, target, reduction=self.reduction, **weights)
+        return self.model.loss(x, target, **self.options, **weights)
 
 
 class _Items:

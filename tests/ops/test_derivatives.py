@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 from .support import CLAMPED, FEW, LOSS_OPTIONS, REDUCTIONS, ZERO, assert_same, interpolation
 from .table import DIFFERENTIABLE, LINEAR, LOSSES, OPS
@@ -45,13 +46,32 @@ def test_losses_refuse_the_second(op, reduction, device):
     (logits,) = requiring_grad(case)
     loss = case.of_inputs(case.fast)(logits).sum()
     (grad,) = torch.autograd.grad(loss, logits, create_graph=True)
-    # None of these must quietly count for nothing: a gradient penalty, alone or beside the loss, and curvature.
+    # None of these must quietly count for nothing: a gradient penalty, alone or beside the loss, curvature, forward
+    # mode by two backward passes, and what the loss is multiplied by.
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.grad(grad.square().sum(), logits, retain_graph=True, allow_unused=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         (loss + grad.square().sum()).backward()
     with pytest.raises(RuntimeError, match="no second derivative"):
         torch.autograd.functional.hvp(lambda x: case.of_inputs(case.fast)(x).sum(), logits.detach(), grad.detach())
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.functional.jvp(lambda x: case.of_inputs(case.fast)(x).sum(), logits.detach(), grad.detach())
+    factor = torch.tensor(2.0, device=device, requires_grad=True)
+    (grad,) = torch.autograd.grad(factor * case.of_inputs(case.fast)(logits).sum(), logits, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(grad.square().sum(), factor, allow_unused=True)
+
+
+@pytest.mark.parametrize("op", LOSSES, ids=str)
+def test_a_graph_of_the_gradient_costs_nothing_but_memory(op, device):
+    """Under activation checkpointing too, which lets saved tensors be asked for once."""
+    case = op(CLAMPED, device=device)
+    (logits,) = requiring_grad(case)
+    loss = case.of_inputs(case.fast)
+    (expected,) = torch.autograd.grad(2 * loss(logits), logits)
+    for value in (loss(logits), checkpoint(lambda x: loss(x * 1), logits, use_reentrant=False)):
+        (grad,) = torch.autograd.grad(2 * value, logits, create_graph=True, retain_graph=False)
+        torch.testing.assert_close(grad.detach(), expected)
 
 
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=str)
