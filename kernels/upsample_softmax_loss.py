@@ -18,8 +18,9 @@ are compared 95 more; eight of them exponentials. Moves the labels once, the coa
 and with the gradient 16 bytes of partial maps a class and KY x KX outputs, half of them in _cells and half in _combine.
 A channels_last map is made contiguous chunk by chunk: lanes a cell apart would otherwise read a sector each.
 
-At 16x150x128x128, x4, with labels in blocks of 16 pixels, the issue slots of _cells are 0.3 ms of an H100 or an H200.
-An H200 took 0.48 ms, in bfloat16 0.46 ms; 0.04 ms more with random labels, and 3.8 ms the slower way.
+At 16x150x128x128, x4, with labels in blocks of 16 pixels, the issue slots of _cells are 0.3 ms of an H100 or an H200. A
+profiler gave _cells alone 0.48 ms on an H200, in bfloat16 0.46 ms; 0.04 ms more with random labels, and 3.8 ms the
+slower way.
 
 Both loops have the corners of the next two classes on their way (SUMS_AHEAD, GRADIENT_AHEAD), or a warp would wait for
 each longer than it computes. Registers (ptxas for sm_80 to sm_120): 128, which leaves a multiprocessor 16 warps; up to
