@@ -46,17 +46,17 @@ def softmax_loss(
     logits, target, weight, pixel_weight = readable(logits, target, weight, pixel_weight)
     if check_labels:
         check(target, logits.shape[1], ignore_index)
-    work = _work(*_kind(logits), ignore_index, reduction, label_smoothing)
+    plan = _plan(*_kind(logits), ignore_index, reduction, label_smoothing)
     dtype = accumulate_dtype(logits.dtype)
     loss = logits.new_empty(target.shape if reduction == NONE else (), dtype=dtype)
     saved = logits.new_empty((2, *target.shape) if with_grad else (0,), dtype=dtype)
     total_weight = logits.new_empty((), dtype=dtype)
-    losses, weights = logits.new_empty((2, work.programs), dtype=dtype)
+    losses, weights = logits.new_empty((2, plan.programs), dtype=dtype)
     with torch.cuda.device_of(logits):
         each, whole = (loss, None) if reduction == NONE else (None, loss)
-        if work.programs:
-            work.forward(logits, target, weight, pixel_weight, each, saved if with_grad else None, losses, weights)
-        work.finish(losses, weights, whole, total_weight)
+        if plan.programs:
+            plan.forward(logits, target, weight, pixel_weight, each, saved if with_grad else None, losses, weights)
+        plan.finish(losses, weights, whole, total_weight)
     return loss, saved, total_weight
 
 
@@ -65,17 +65,17 @@ def softmax_loss_backward(
 ):
     logits, target, weight, pixel_weight = readable(logits, target, weight, pixel_weight)
     grad = torch.empty_like(logits)
-    work = _work(*_kind(logits), ignore_index, reduction, label_smoothing)
-    if work.programs:
+    plan = _plan(*_kind(logits), ignore_index, reduction, label_smoothing)
+    if plan.programs:
         with torch.cuda.device_of(logits):
-            work.backward(
+            plan.backward(
                 grad_output.contiguous(), logits, target, weight, pixel_weight, class_sum(weight, label_smoothing),
                 saved, total_weight, grad,
             )  # fmt: skip
     return grad
 
 
-class _Work(NamedTuple):
+class _Plan(NamedTuple):
     programs: int
     forward: Launch
     finish: Launch
@@ -87,7 +87,7 @@ def _kind(logits):
 
 
 @functools.lru_cache
-def _work(shape, last, dtype, ignore_index, reduction, label_smoothing):
+def _plan(shape, last, dtype, ignore_index, reduction, label_smoothing):
     """How the pixels of some logits are shared out."""
     images, classes, pixels = shape[0], shape[1], math.prod(shape[2:])
     count = images * pixels
@@ -116,7 +116,7 @@ def _work(shape, last, dtype, ignore_index, reduction, label_smoothing):
         "num_warps": 4 if last else max(block * dtype.itemsize // 512, 1),
     }
     mean = reduction == MEAN
-    return _Work(
+    return _Plan(
         programs,
         Launch(_forward, (programs,), *numbers, **constants),
         finishing(programs, by, mean),

@@ -121,7 +121,9 @@ class _Plan(NamedTuple):
 
 @functools.lru_cache
 def _plan(shape, grid, dtype, layout, gradient, reduction, ignore_index, label_smoothing, weighted):
-    """A chunk's partial maps take at most 5 bytes a logit, or MAPS: with the gradient's 4 bytes 9, less than a tenth of
+    """How a call on tensors of these sizes and kinds is launched, chunk by chunk of its batch.
+
+    A chunk's partial maps take at most 5 bytes a logit, or MAPS: with the gradient's 4 bytes 9, less than a tenth of
     eager PyTorch's three maps at 4 times the size in half precision. All chunks get as many images, or a small last one
     would leave most of the GPU idle.
     """
@@ -137,7 +139,8 @@ def _plan(shape, grid, dtype, layout, gradient, reduction, ignore_index, label_s
         map_size = 2 * splits * rule.cdiv(rows * columns, LANES) * (LANES + 1) * classes
     most = max(MAPS, 5 * n * classes * height * width) // max(map_size * dtype.itemsize, 1)
     images = rule.cdiv(n, rule.cdiv(n, max(most, 1))) if n else 0
-    largest = max(images * map_size, images * classes * height * width, n * y[1] * x[1])
+    count = n * y[1] * x[1]
+    largest = max(images * map_size, images * classes * height * width, count)
     plain = not weighted and not label_smoothing
     lean = plain and reduction != NONE and not constants["ZERO"] and dtype != torch.float64
     constants.update(
@@ -151,7 +154,6 @@ def _plan(shape, grid, dtype, layout, gradient, reduction, ignore_index, label_s
         num_warps=1,
         maxnreg=128 if lean else 168 if plain else 208,  # as few as nothing has to be spilled with
     )
-    count = n * y[1] * x[1]
 
     @functools.cache
     def launches(images):

@@ -16,6 +16,7 @@ from fcn_fast.bench import work
 from fcn_fast.bench.timing import Call
 from fcn_fast.grid import BilinearGrid
 from fcn_fast.models.stages import Deconvolution
+from fcn_fast.ops._common import IGNORED
 
 __all__ = ["ADE20K", "CITYSCAPES", "OPERATIONS", "SIZES", "VOC", "Case", "Size", "compiled", "operation_cases"]
 
@@ -28,7 +29,6 @@ KINDS = {
 }
 DTYPES, LAYOUTS = ("float32", "bfloat16", "float16"), ("contiguous", "channels_last")
 LOSS_SCALE = 1024.0  # without one the gradients of a mean over a million pixels are zero in float16
-IGNORED = 255  # in the losses, of up to a thousand classes
 CROP = 9  # of the skip that a deconvolution is fused with, at each side
 
 
@@ -209,7 +209,7 @@ class Case:
         if self.operation == "upsample_argmax":
             return {"size": self.pixels, "dtype": self.label_dtype}
         if self.operation.endswith("loss"):
-            return {"ignore_index": IGNORED}
+            return {"ignore_index": IGNORED}  # there are up to a thousand classes
         return {"size": self.pixels} if self.operation == "bilinear_upsample" else {}
 
     def _dense(self, device, options):

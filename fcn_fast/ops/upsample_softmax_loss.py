@@ -32,7 +32,7 @@ def upsample_softmax_loss(
 ):
     """``softmax_loss(bilinear_upsample(logits, target.shape[-2:]), target)`` without the upsampled logits.
 
-    Nothing of the size (N, C, H, W) is ever held. With the gradient, memory is two to three times that of the
+    Nothing of the size (N, C, H, W) is ever held. With the gradient, memory is about twice that of the
     low-resolution logits in float32, on a GPU up to 64 MiB more. The upsampled values are not rounded to half precision
     on the way.
 

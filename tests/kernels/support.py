@@ -91,7 +91,7 @@ def assert_same(actual, expected, exact, plain):
 def plan_anew(monkeypatch, operation):
     """For a test that changes what plans are made with: none that is made comes from a cache or stays in it."""
     module = file_of(operation)
-    for name in ("_plan", "_sampling", "_gathering", "_work"):
+    for name in ("_plan", "_sampling", "_gathering"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
 

@@ -83,7 +83,7 @@ def test_forward_mode_is_refused(op, device):
         with pytest.raises(NotImplementedError, match="jvp"):
             case.of_inputs(case.fast)(*inputs)
     for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
-        with pytest.raises((RuntimeError, NotImplementedError), match="no derivative under torch.func"):
+        with pytest.raises(RuntimeError, match="no derivative under torch.func"):
             transform(lambda *inputs: case.of_inputs(case.fast)(*inputs).sum())(*case.inputs)
 
 

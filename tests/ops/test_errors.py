@@ -64,12 +64,8 @@ NO_SIZES = [
 ]
 NO_TARGETS = [
     (None, TypeError, "expected a tensor, got NoneType"),
-    *((FINE.to(d), TypeError, f"expected .*int64.*, got {d}") for d in (torch.float32, torch.bool, torch.int8)),
-    (
-        torch.rand(2, 3, 4, 5),
-        TypeError,
-        "expected .*, as soft targets are not supported, got torch.float32",
-    ),
+    *((FINE.to(d), TypeError, f"expected .*int64, got {d}") for d in (torch.bool, torch.int8)),
+    *((x, TypeError, "expected .*int64 labels, .*, got torch.float32") for x in (FINE.float(), torch.rand(2, 3, 4, 5))),
     (TARGET[0], ValueError, r"expected shape \(2, .*\), got \(4, 5\)"),
     (TARGET[:1], ValueError, r"expected shape \(2, .*\), got \(1, 4, 5\)"),
     (TARGET.unsqueeze(1), ValueError, r"expected shape \(2, .*\), got \(2, 1, 4, 5\)"),
