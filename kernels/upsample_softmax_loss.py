@@ -253,7 +253,7 @@ def _first(logits, plane, corners, classes, AHEAD: tl.constexpr):
     for k in tl.static_range(1, AHEAD):
         logits += tl.where(k < classes, plane, 0)
         ahead = ahead + (_read(logits, corners),)
-    return ahead, logits + tl.where(AHEAD < classes, plane, 0)
+    return ahead, logits + tl.where(classes > AHEAD, plane, 0)
 
 
 @triton.jit

@@ -101,7 +101,7 @@ def _rows(name, module, twin):
     replaced = []
     left = [Row(name, _place(module, method), "", why) for method, why in twin.left.items()]
     for method, sites in twin.sites.items():
-        if method in vars(module):
+        if method.rpartition(".")[2] in vars(module):
             why = "the instance has one of its own, set on it (by hooks of accelerate, say), and that one runs"
             left.append(Row(name, _place(module, method), "", why))
             continue
@@ -129,7 +129,7 @@ def _attribute(module, path):
 
 
 def _place(module, method, line=""):
-    return f"{type(module).__name__}.{method}" + (f", {line}" if line else "")
+    return (method if "." in method else f"{type(module).__name__}.{method}") + (f", {line}" if line else "")
 
 
 def _named(name):

@@ -16,7 +16,7 @@ from torch import nn
 from fcn_fast import ops
 from fcn_fast.patch.deferred import Deferred, resize
 from fcn_fast.patch.rewrite import Site, rewrite
-from fcn_fast.patch.source import CannotRewriteError, codes
+from fcn_fast.patch.source import CannotRewriteError, global_names
 
 __all__ = ["makes_label_maps", "members", "remarks"]
 
@@ -60,7 +60,7 @@ def _loss_function(cls, sites, left):
     """The property loss_function, with transformers' loss for semantic segmentation rewritten."""
     utilities = sys.modules.get("transformers.loss.loss_utils")
     theirs = getattr(utilities, "LOSS_MAPPING", {}).get(_SEMANTIC)
-    if theirs is None or "loss_function" not in _names(cls.forward):
+    if theirs is None or "loss_function" not in global_names(cls.forward):
         return {}
     try:
         rewritten = rewrite(theirs, takes_deferred=True)
@@ -79,16 +79,12 @@ def _loss_function(cls, sites, left):
     return {"loss_function": property(loss_function, inherited.fset)}
 
 
-def _names(function):
-    return {name for code in codes(inspect.unwrap(function).__code__) for name in code.co_names}
-
-
 def _scores_of(cls, left):
     """The function that gives the scores of a class's models before their last upsampling; None where unknown."""
     bases = {(base.__module__, base.__name__) for base in cls.__mro__}
     for known, expected, scores in _KNOWN:
         if known in bases:
-            if _names(cls.forward) <= expected:
+            if global_names(cls.forward) <= expected:
                 return scores
             left["forward"] = f"it is not the one that is known of {known[0].partition('.')[0]}'s {known[1]}"
     return None
@@ -126,7 +122,7 @@ def _smp_obstacle(model):
     head = model.segmentation_head
     if getattr(model, "classification_head", None) is not None:
         return "it has a classification head"
-    if len(head) != 3 or not isinstance(head[1], (nn.Upsample, nn.Identity)):
+    if not isinstance(head, nn.Sequential) or len(head) != 3 or not isinstance(head[1], (nn.Upsample, nn.Identity)):
         return "its segmentation head is not a convolution, an upsampling and an activation"
     if not isinstance(getattr(head[2], "activation", head[2]), nn.Identity):
         return "its segmentation head has an activation"
@@ -194,7 +190,7 @@ def makes_label_maps(cls):
     if not isinstance(method, types.FunctionType) or not method.__module__.startswith("transformers."):
         return False
     aligned = any(constant is True for constant in inspect.unwrap(method).__code__.co_consts)
-    return {"logits", "interpolate", "argmax"} <= _names(method) <= _LABEL_MAPS and not aligned
+    return {"logits", "interpolate", "argmax"} <= global_names(method) <= _LABEL_MAPS and not aligned
 
 
 def post_process_semantic_segmentation(self, outputs, target_sizes=None, *args, **kwargs):

@@ -6,7 +6,7 @@ import types
 
 from torch import nn
 
-from fcn_fast.patch.source import codes
+from fcn_fast.patch.source import codes, global_names
 
 __all__ = ["Names", "assigned", "criteria", "hands_over", "is_criterion", "is_resize", "mode_of", "resizes", "resolve"]
 
@@ -23,10 +23,10 @@ _RESIZES = {
 
 def resizes(function):
     """Whether a function names an upsampling: what is worth reading."""
-    function = inspect.unwrap(function)
-    named = {name for code in codes(function.__code__) for name in code.co_names}
+    named = global_names(function)
     known = {name for _, name in _RESIZES}
-    return not named.isdisjoint(known) or any(_resizes(function.__globals__.get(name)) for name in named)
+    found = inspect.unwrap(function).__globals__
+    return not named.isdisjoint(known) or any(_resizes(found.get(name)) for name in named)
 
 
 def _resizes(thing):

@@ -9,7 +9,7 @@ import inspect
 import types
 import warnings
 
-__all__ = ["CannotRewriteError", "codes", "compile_as", "function_as", "parse", "rewrap"]
+__all__ = ["CannotRewriteError", "codes", "compile_as", "function_as", "global_names", "parse", "rewrap"]
 
 
 class CannotRewriteError(ValueError):
@@ -50,6 +50,11 @@ def codes(code):
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from codes(constant)
+
+
+def global_names(function):
+    """The names that a function, under its decorators, reads from its module and from objects."""
+    return {name for code in codes(inspect.unwrap(function).__code__) for name in code.co_names}
 
 
 def _place(code):

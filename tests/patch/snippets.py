@@ -243,6 +243,38 @@ class SuperCall(Plain):
         return super().forward(x, target, finer) + F.interpolate(x, (12, 14), mode="bilinear").exp()
 
 
+class SuperAlone(Functional):
+    def forward(self, x, target, finer):
+        old_style = super(SuperAlone, self).forward(-x, target, finer)  # noqa: UP008
+        return super().forward(x, target, finer) + 3 * old_style
+
+
+class SuperOfSuper(SuperAlone):
+    def forward(self, x, target, finer):
+        return super().forward(2 * x, target, finer)
+
+
+class Sibling(Functional):
+    def forward(self, x, target, finer):
+        up = F.interpolate(x, (12, 14), mode="bilinear")
+        return up.exp() + super().forward(x, target, finer)
+
+
+class Diamond(SuperAlone, Sibling):
+    def forward(self, x, target, finer):
+        return super().forward(x, target, finer)
+
+
+class NotCalled(Plain):
+    def forward(self, x, target, finer):
+        return 3 * x
+
+
+class ParentByName(Plain):
+    def forward(self, x, target, finer):
+        return Plain.forward(self, x, target, finer)
+
+
 def scaled(factor):
     """A decorator with a closure of its own."""
 

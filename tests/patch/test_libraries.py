@@ -165,6 +165,14 @@ def test_smp_models_without_known_scores(options, why):
     assert not hasattr(model, "loss") and not hasattr(model, "predict_labels")
 
 
+@pytest.mark.parametrize("head", [nn.Conv2d(8, CLASSES, 1), nn.Sequential(nn.Conv2d(8, CLASSES, 1), nn.Sigmoid())])
+def test_smp_heads_of_another_kind(head):
+    model = doubles.SegmentationModel(CLASSES)
+    model.segmentation_head = head
+    assert "its segmentation head is not a convolution, an upsampling" in str(fcn_fast.patch(model))
+    assert not hasattr(model, "loss") and not hasattr(model, "predict_labels")
+
+
 def mmseg_inputs(device):
     features = {
         "fine": torch.randn(2, 8, 12, 16, device=device, dtype=torch.float64),

@@ -76,7 +76,13 @@ CASES = [
     (snippets.NestedFunction, ["bilinear_upsample"], None),
     (snippets.Comprehension, ["bilinear_upsample", "bilinear_upsample"], None),
     (snippets.Inherited, ["bilinear_upsample"], None),
-    (snippets.SuperCall, ["bilinear_upsample"], None),
+    (snippets.SuperCall, ["bilinear_upsample", "bilinear_upsample"], None),
+    (snippets.SuperAlone, ["upsample_softmax_loss"] * 2, [*_READ, "upsample_softmax_loss"]),
+    (snippets.SuperOfSuper, ["upsample_softmax_loss"] * 2, [*_READ, "upsample_softmax_loss"]),
+    (snippets.Sibling, ["bilinear_upsample", "upsample_softmax_loss"], None),
+    (snippets.Diamond, ["bilinear_upsample", "upsample_softmax_loss"] * 2, None),
+    (snippets.NotCalled, [], []),
+    (snippets.ParentByName, [], []),
     (snippets.Decorated, ["upsample_softmax_loss"], None),
     (snippets.Scaled, ["upsample_softmax_loss"], None),
     (snippets.Aligned, ["upsample_softmax_loss"], None),
@@ -126,7 +132,14 @@ def test_case_list_is_complete():
 
 
 @pytest.mark.parametrize(
-    "kind", [snippets.ReadWithoutGradient, snippets.MadeWithoutGradient, snippets.MadeAndCalled, snippets.Partial]
+    "kind",
+    [
+        snippets.ReadWithoutGradient,
+        snippets.MadeWithoutGradient,
+        snippets.MadeAndCalled,
+        snippets.Partial,
+        snippets.Diamond,
+    ],
 )
 def test_compiles_as_one_graph(kind, device, compile):
     model, patched = copies(kind().to(device))
@@ -135,7 +148,8 @@ def test_compiles_as_one_graph(kind, device, compile):
     target = labels(device)
     expected, actual = model(x, target, finer), compile(patched, backend="aot_eager")(x, target, finer)
     torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(torch.autograd.grad(actual, x), torch.autograd.grad(expected, x))
+    gradients = [torch.autograd.grad(value.sum(), x) for value in (actual, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_transforms_of_torch_func_run_the_models_own_code(calls):
@@ -166,6 +180,16 @@ def test_an_instance_with_a_forward_of_its_own_keeps_it(calls):
     assert type(model) is snippets.Plain
     model(scores())
     assert not calls
+
+
+def test_the_report_says_whose_method_is_called_by_super():
+    report = fcn_fast.patch(model := snippets.Diamond())
+    places = {row.place.partition(",")[0] for row in report.replaced}
+    assert places == {"Sibling.forward", "Functional.forward"}
+    assert [kind.__name__ for kind in type(model).__mro__[:6]] == [
+        *("Diamond", "Diamond", "SuperAlone"),
+        *("Sibling", "Sibling", "Functional"),
+    ]
 
 
 @pytest.mark.parametrize("kind", [nn.ReLU, snippets.Untouched])
@@ -241,12 +265,12 @@ def test_scores_changed_in_place_are_an_error_and_not_a_wrong_number():
 
 
 def test_copies_and_pickles_of_parts():
-    patched = nn.ModuleList([snippets.Sum(), nn.Upsample(scale_factor=2, mode="bilinear")])
+    patched = nn.ModuleList([snippets.Sum(), nn.Upsample(scale_factor=2, mode="bilinear"), snippets.Diamond()])
     fcn_fast.patch(patched)
     for twin in (copy.deepcopy(patched), pickle.loads(pickle.dumps(patched))):
         assert [type(module) for module in twin] == [type(module) for module in patched]
         fcn_fast.unpatch(twin)
-        assert [type(module) for module in twin] == [snippets.Sum, nn.Upsample]
+        assert [type(module) for module in twin] == [snippets.Sum, nn.Upsample, snippets.Diamond]
 
 
 @pytest.mark.parametrize(
