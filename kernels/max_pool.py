@@ -23,19 +23,19 @@ def max_pool(x, frame=None, corner=(0, 0)):
     if not out.numel():
         return out
     with torch.cuda.device_of(x):
-        _plan(x.shape, out.shape, tuple(corner))(x, frame, out)
+        _plan(x.shape, out.shape, tuple(corner), x.dtype)(x, frame, out)
     return out
 
 
 @functools.lru_cache
-def _plan(shape, out_shape, corner):
+def _plan(shape, out_shape, corner, dtype):
     n, channels, height, width = shape
     block = rule.power_of_two(channels, most=64)
     across = 1024 // block
     programs = n * out_shape[2], rule.cdiv(out_shape[3], across), rule.cdiv(channels, block)
     sizes = height, width, (height + 1) // 2, (width + 1) // 2, *out_shape[2:]
     wide = rule.index_type(max(math.prod(shape), math.prod(out_shape)))
-    constants = {"WIDE": wide, "COLUMNS": across, "CHANNELS": block, "num_warps": 4}
+    constants = {"WIDE": wide, "COLUMNS": across, "CHANNELS": block, "ACC": rule.accumulate_type(dtype), "num_warps": 4}
     return Launch(_pool, programs, *sizes, *corner, channels, **constants)
 
 
@@ -43,7 +43,7 @@ def _plan(shape, out_shape, corner):
 @triton.jit(do_not_specialize=["height", "width", "rows", "columns", "tall", "wide", "top", "left"])
 def _pool(
     x, frame, out, height, width, rows, columns, tall, wide, top, left, channels,
-    WIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr,
+    WIDE: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """A row of the result, and of that COLUMNS pixels and CHANNELS of their channels."""
     image, at_row = tl.program_id(0) // tall, tl.program_id(0) % tall
@@ -60,7 +60,7 @@ def _pool(
     smallest = float("-inf")
     a, b = tl.load(first, inside, smallest), tl.load(first + channels, inside & right, smallest)
     c, d = tl.load(second, inside & below, smallest), tl.load(second + channels, inside & below & right, smallest)
-    value = larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d))
+    value = larger_or_nan(larger_or_nan(a.to(ACC), b.to(ACC)), larger_or_nan(c.to(ACC), d.to(ACC)))
     if frame is not None:
         around = tl.load(frame + (tl.cast(at_row, WIDE) * wide + at_column) * channels + channel, mine & ~inside, 0)
         value = tl.where(inside, value, around.to(value.dtype))

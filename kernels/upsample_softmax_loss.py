@@ -251,7 +251,7 @@ def _first(logits, plane, corners, classes, AHEAD: tl.constexpr):
     comes that class again."""
     ahead = (_read(logits, corners),)
     for k in tl.static_range(1, AHEAD):
-        logits += tl.where(k < classes, plane, 0)
+        logits += tl.where(classes > k, plane, 0)
         ahead = ahead + (_read(logits, corners),)
     return ahead, logits + tl.where(classes > AHEAD, plane, 0)
 
@@ -417,7 +417,7 @@ def _sums(
     for k in tl.range(classes, loop_unroll_factor=SUMS_AHEAD):
         a, b, c, d = _as(ahead[0], ACC)
         ahead = ahead[1:] + (_read(pointer, corners),)
-        pointer += tl.where(k + (SUMS_AHEAD + 1) < classes, plane, 0)
+        pointer += tl.where(classes > k + (SUMS_AHEAD + 1), plane, 0)
         most, least = larger_or_nan(larger_or_nan(a, b), larger_or_nan(c, d)), least_of(a, b, c, d)
         spread = larger_or_nan(spread, most - least)
         if tl.max((most > shift + HEADROOM).to(tl.int32), 0) != 0:
@@ -489,7 +489,7 @@ def _gentle(
             for k in tl.range(classes, loop_unroll_factor=GRADIENT_AHEAD):
                 now = _as(ahead[0], ACC)
                 ahead = ahead[1:] + (_read(pointer, corners),)
-                pointer += tl.where(k + (GRADIENT_AHEAD + 1) < classes, plane, 0)
+                pointer += tl.where(classes > k + (GRADIENT_AHEAD + 1), plane, 0)
                 to_left, to_right = _to_sides(now, shift, down, along, share_left, share_right)
                 if (present >> (k & 63)) & 1 != 0:
                     minus_left, minus_right = _of_label(
@@ -548,7 +548,7 @@ def _steep(
     for k in range(classes):
         x = _logit(_as(ahead[0], ACC), taps) - shift
         ahead = (_read(pointer, corners),)
-        pointer += tl.where(k + 2 < classes, plane, 0)
+        pointer += tl.where(classes > k + 2, plane, 0)
         at_label = tl.where(label == k, x, at_label)
         sums += tl.exp2(x * LOG2_E)
         if SMOOTHING > 0:
@@ -573,7 +573,7 @@ def _steep(
         for k in range(classes):
             x = _logit(_as(ahead[0], ACC), taps) - shift
             ahead = (_read(pointer, corners),)
-            pointer += tl.where(k + 2 < classes, plane, 0)
+            pointer += tl.where(classes > k + 2, plane, 0)
             g = tl.exp2(x * LOG2_E) * share - tl.where(label == k, own, 0)
             if SMOOTHING > 0:
                 g -= even if class_weight is None else even * tl.load(class_weight + k)

@@ -16,6 +16,8 @@ import pytest
 
 # Many small operations on a busy machine: a thread that waits by spinning takes the core from the one it waits for.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes of tests: a core for each, and for what it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Inductor's cache does not know this variable, and its code for narrow vectors writes past the end of wide ones.
 if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"inductor_{capability}"))
@@ -25,6 +27,7 @@ import torch  # noqa: E402
 torch.backends.cudnn.allow_tf32 = False  # or a GPU's convolutions agree to three digits
 
 SEED = int(os.environ.get("FCN_FAST_TEST_SEED") or random.SystemRandom().randrange(2**31))
+os.environ["FCN_FAST_TEST_SEED"] = str(SEED)  # of the processes that this one starts too
 ALLOW_REFERENCE = os.environ.get("FCN_FAST_ALLOW_REFERENCE") == "1"
 
 with warnings.catch_warnings():

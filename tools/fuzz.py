@@ -72,16 +72,19 @@ def put_reference_in_place():
 def run(seed, calls, until=float("inf")):
     """Make calls until a limit; how many of each operation, how many wrong, the largest error over what is allowed."""
     counts, wrong, worst = collections.Counter(), 0, 0.0
+    threads = torch.get_num_threads()
     for number in range(seed, seed + calls):
         if time.monotonic() > until:
             break
         case, facts = draw(number)
         counts[case.op.name] += 1
+        torch.set_num_threads(facts["threads"])
         try:
             worst = max(worst, compare(case))
         except Exception as error:  # whatever is raised, the other calls are to be made all the same
             wrong += 1
             print(f"seed {number}: {type(error).__name__}: {error}\n  {facts}", flush=True)
+    torch.set_num_threads(threads)
     return counts, wrong, worst
 
 
@@ -106,7 +109,7 @@ def draw(number):
         facts |= {"given": pick.choice(options), "reduction": pick.choice(support.REDUCTIONS)}
         facts["label_dtype"] = pick.choice(LABELS[1:] if facts["given"] == "ignore_index=-100" else LABELS)
     case = op(sampling, **facts)
-    facts["special"] = special(case, pick)
+    facts |= {"special": special(case, pick), "threads": pick.randint(1, 3)}
     return case, {"op": op.name, "grid": sampling.grid, **facts}
 
 

@@ -24,10 +24,11 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch):
-    """Mends the interpreter of Triton 3.6.
+    """Mends Triton's interpreter.
 
     It makes Python numbers of arrays with one element, which NumPy 2.4 no longer does, truncates to bfloat16 where a
-    GPU rounds, and takes NaN for the larger or the smaller of two where a GPU takes the number. It is slow: it puts its
+    GPU rounds, takes NaN for the larger or the smaller of two where a GPU takes the number, and makes 32 bits of a
+    condition that is the same for all, which Triton 3.9 does not take for a mask. It is slow: it puts its
     functions into triton.language at every call, where once is enough, reduces number by number, and looks for overflow
     of whole numbers without telling of it. Kernels that ask what GPU they run on are told of one that is absent.
     """
@@ -51,11 +52,17 @@ def interpreter(monkeypatch):
             return rounded.view(torch.int16).numpy().view(np.uint16)
         return convert(input, input_dtype, output_dtype, rounding)
 
+    def splat(self, kind, value):
+        result = create_splat(self, kind, value)
+        return interpreter.TensorHandle(result.data.astype(bool), tl.int1) if kind.scalar == tl.int1 else result
+
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_index_too)
     monkeypatch.setattr(interpreter, "_convert_float", round_to_nearest)
     builder = interpreter.InterpreterBuilder
     monkeypatch.setattr(builder, "create_maxnumf", lambda self, a, b: self.binary_op(a, b, np.fmax))
     monkeypatch.setattr(builder, "create_minnumf", lambda self, a, b: self.binary_op(a, b, np.fmin))
+    create_splat = builder.create_splat
+    monkeypatch.setattr(builder, "create_splat", splat)
 
     def reduce_slices(self, input):
         """One slice after the other, and the bits of hundreds of numbers at once."""
