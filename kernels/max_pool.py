@@ -60,6 +60,7 @@ def _pool(
     smallest = float("-inf")
     a, b = tl.load(first, inside, smallest), tl.load(first + channels, inside & right, smallest)
     c, d = tl.load(second, inside & below, smallest), tl.load(second + channels, inside & below & right, smallest)
+    # Not as they are stored: Triton's interpreter compares the bits of bfloat16.
     value = larger_or_nan(larger_or_nan(a.to(ACC), b.to(ACC)), larger_or_nan(c.to(ACC), d.to(ACC)))
     if frame is not None:
         around = tl.load(frame + (tl.cast(at_row, WIDE) * wide + at_column) * channels + channel, mine & ~inside, 0)

@@ -248,7 +248,8 @@ def _corners(cell, y, x, classes, ZERO: tl.constexpr, WIDE: tl.constexpr):
 @triton.jit
 def _first(logits, plane, corners, classes, AHEAD: tl.constexpr):
     """The corners of the first AHEAD classes, on their way, and where those of the next one are. Past the last class
-    comes that class again."""
+    comes that class again. (Here and below ``classes`` stands on the left: of a constant that is compared with a tensor
+    the interpreter of Triton 3.8 makes a constant.)"""
     ahead = (_read(logits, corners),)
     for k in tl.static_range(1, AHEAD):
         logits += tl.where(classes > k, plane, 0)

@@ -96,17 +96,18 @@ def _expected(model):
 
 def _rows(name, module, twin):
     """What its twin replaces in one instance, and what is left."""
-    if hidden := getattr(module, "_modules", {}).keys() & twin.sites.keys():
+    own = {method for parent, method in twin.sites if parent is None}
+    if hidden := getattr(module, "_modules", {}).keys() & own:
         return [], [Row(name, type(module).__name__, "", f"it has a part called {min(hidden)}, which patch would hide")]
     replaced = []
-    left = [Row(name, _place(module, method), "", why) for method, why in twin.left.items()]
-    for method, sites in twin.sites.items():
-        if method.rpartition(".")[2] in vars(module):
+    left = [Row(name, _place(module, *where), "", why) for where, why in twin.left.items()]
+    for (parent, method), sites in twin.sites.items():
+        if parent is None and method in vars(module):
             why = "the instance has one of its own, set on it (by hooks of accelerate, say), and that one runs"
-            left.append(Row(name, _place(module, method), "", why))
+            left.append(Row(name, _place(module, parent, method), "", why))
             continue
         for site in sites:
-            place = _place(module, method, site.line)
+            place = _place(module, parent, method, site.line)
             if why := site.obstacle and site.obstacle(module):
                 left.append(Row(name, place, site.code, why))
             elif _applies(site, module):
@@ -128,8 +129,8 @@ def _attribute(module, path):
     return module
 
 
-def _place(module, method, line=""):
-    return (method if "." in method else f"{type(module).__name__}.{method}") + (f", {line}" if line else "")
+def _place(module, parent, method, line=""):
+    return f"{(parent or type(module)).__name__}.{method}" + (f", {line}" if line else "")
 
 
 def _named(name):

@@ -16,7 +16,7 @@ from torch import nn
 from fcn_fast import ops
 from fcn_fast.patch.deferred import Deferred, resize
 from fcn_fast.patch.rewrite import Site, rewrite
-from fcn_fast.patch.source import CannotRewriteError, global_names
+from fcn_fast.patch.source import CannotRewriteError, names_in
 
 __all__ = ["makes_label_maps", "members", "remarks"]
 
@@ -60,7 +60,8 @@ def _loss_function(cls, sites, left):
     """The property loss_function, with transformers' loss for semantic segmentation rewritten."""
     utilities = sys.modules.get("transformers.loss.loss_utils")
     theirs = getattr(utilities, "LOSS_MAPPING", {}).get(_SEMANTIC)
-    if theirs is None or "loss_function" not in global_names(cls.forward):
+    forwards = [vars(base)["forward"] for base in cls.__mro__ if "forward" in vars(base)]
+    if theirs is None or not any("loss_function" in names_in(forward) for forward in forwards):
         return {}
     try:
         rewritten = rewrite(theirs, takes_deferred=True)
@@ -84,7 +85,7 @@ def _scores_of(cls, left):
     bases = {(base.__module__, base.__name__) for base in cls.__mro__}
     for known, expected, scores in _KNOWN:
         if known in bases:
-            if global_names(cls.forward) <= expected:
+            if names_in(cls.forward) <= expected:
                 return scores
             left["forward"] = f"it is not the one that is known of {known[0].partition('.')[0]}'s {known[1]}"
     return None
@@ -190,7 +191,7 @@ def makes_label_maps(cls):
     if not isinstance(method, types.FunctionType) or not method.__module__.startswith("transformers."):
         return False
     aligned = any(constant is True for constant in inspect.unwrap(method).__code__.co_consts)
-    return {"logits", "interpolate", "argmax"} <= global_names(method) <= _LABEL_MAPS and not aligned
+    return {"logits", "interpolate", "argmax"} <= names_in(method) <= _LABEL_MAPS and not aligned
 
 
 def post_process_semantic_segmentation(self, outputs, target_sizes=None, *args, **kwargs):

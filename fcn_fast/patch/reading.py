@@ -6,9 +6,12 @@ import types
 
 from torch import nn
 
-from fcn_fast.patch.source import codes, global_names
+from fcn_fast.patch.source import CannotRewriteError, codes, names_in, parse
 
-__all__ = ["Names", "assigned", "criteria", "hands_over", "is_criterion", "is_resize", "mode_of", "resizes", "resolve"]
+__all__ = [
+    *("Names", "assigned", "calls_super", "criteria", "hands_over", "is_criterion", "is_resize", "mode_of", "resizes"),
+    *("resolve", "supers_by_instance"),
+]
 
 # They see the local variables as they are.
 _READERS = frozenset({"locals", "vars", "eval", "exec"})
@@ -23,10 +26,39 @@ _RESIZES = {
 
 def resizes(function):
     """Whether a function names an upsampling: what is worth reading."""
-    named = global_names(function)
+    named = names_in(function)
     known = {name for _, name in _RESIZES}
-    found = inspect.unwrap(function).__globals__
+    found = getattr(inspect.unwrap(function), "__globals__", {})
     return not named.isdisjoint(known) or any(_resizes(found.get(name)) for name in named)
+
+
+def calls_super(function, name):
+    """Whether a method calls ``super().name``, as far as its source tells."""
+    if not {"super", name} <= names_in(function):
+        return False
+    calls, attributes = _supers(function)
+    return calls is None or any(attributes.get(id(call), name) == name for call in calls)
+
+
+def supers_by_instance(function):
+    """Whether a method calls ``super(type(self), self)`` or the like, which finds itself again in a subclass."""
+    names = names_in(function)
+    if "super" not in names or names.isdisjoint({"type", "__class__"}):
+        return False
+    calls, _ = _supers(function)
+    firsts = [call.args[0] for call in calls or () if call.args]
+    return any(isinstance(first, ast.Call) or getattr(first, "attr", "") == "__class__" for first in firsts)
+
+
+def _supers(function):
+    """The calls of super in a function, None without source; and by an expression's id the attribute read from it."""
+    try:
+        tree = parse(inspect.unwrap(function))
+    except CannotRewriteError:
+        return None, {}
+    nodes = list(ast.walk(tree))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and _id(node.func) == "super"]
+    return calls, {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
 def _resizes(thing):

@@ -9,7 +9,7 @@ import inspect
 import types
 import warnings
 
-__all__ = ["CannotRewriteError", "codes", "compile_as", "function_as", "global_names", "parse", "rewrap"]
+__all__ = ["CannotRewriteError", "codes", "compile_as", "function_as", "names_in", "parse", "rewrap"]
 
 
 class CannotRewriteError(ValueError):
@@ -52,9 +52,12 @@ def codes(code):
             yield from codes(constant)
 
 
-def global_names(function):
-    """The names that a function, under its decorators, reads from its module and from objects."""
-    return {name for code in codes(inspect.unwrap(function).__code__) for name in code.co_names}
+def names_in(function):
+    """The names of globals and attributes in a function's code, that of its decorators left out."""
+    function = inspect.unwrap(function)
+    if not isinstance(function, types.FunctionType):  # a decorator may wrap anything that can be called
+        return set()
+    return {name for code in codes(function.__code__) for name in code.co_names}
 
 
 def _place(code):

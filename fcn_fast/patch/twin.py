@@ -3,20 +3,21 @@
 An instance is patched by giving it the twin for its class, so that nothing else in the process changes, and whatever
 goes by the class (copying, pickling, isinstance, the name in a saved configuration) still finds it.
 
-Methods that are overridden, but called by super(), are in a twin of their own class, which the twin has for a second
-parent: that puts it before that class, and after those that override, in the order in which super() looks.
+A method that is overridden, but called by super(), is rewritten in a subclass of the parent that has it, which the twin
+has for another parent: where super() looks it comes right before the one that it is a subclass of.
 """
 
 import copyreg
 import functools
-import inspect
 import types
 from dataclasses import dataclass
 
+from torch import nn
+
 from fcn_fast.patch import libraries
-from fcn_fast.patch.reading import resizes
+from fcn_fast.patch.reading import calls_super, resizes, supers_by_instance
 from fcn_fast.patch.rewrite import rewrite
-from fcn_fast.patch.source import CannotRewriteError, global_names
+from fcn_fast.patch.source import CannotRewriteError
 
 __all__ = ["Twin", "original", "twin_of"]
 
@@ -27,7 +28,7 @@ class Twin:
 
     Attributes:
         kind: the class; None where nothing of it could be rewritten.
-        sites: of each method, what was replaced in it; an overridden one is called Parent.method.
+        sites: what was replaced, by (parent, method): the parent whose overridden method it is, or None.
         left: of each method that names an upsampling and was not rewritten, why.
     """
 
@@ -43,35 +44,48 @@ def twin_of(cls):
 
 @functools.cache
 def _twin_of(cls, methods):
-    sites, left = {}, {}
-    namespace = libraries.members(cls, sites, left)
+    own_sites, own_left = {}, {}
+    namespace = libraries.members(cls, own_sites, own_left)
+    sites = {(None, name): found for name, found in own_sites.items()}
+    left = {(None, name): why for name, why in own_left.items()}
     given, inherited = set(namespace), {}
-    for base, name, method, _ in methods:
+    for parent, name, method, _ in methods:
         if name in given:
             continue
-        place = f"{base.__name__}.{name}" if base else name
         try:
             rewritten = rewrite(method)
         except CannotRewriteError as error:
-            left[place] = str(error)
+            left[parent, name] = str(error)
             continue
         if rewritten:
-            members = inherited.setdefault(base, {}) if base else namespace
-            members[name], sites[place] = rewritten
-    if sites and (cls.__reduce_ex__, cls.__reduce__) != (object.__reduce_ex__, object.__reduce__):
-        left |= dict.fromkeys(sites, "its class has a way of its own to be pickled")
+            members = inherited.setdefault(parent, {}) if parent else namespace
+            members[name], sites[parent, name] = rewritten
+    if sites and (obstacle := _obstacle(cls)):
+        left |= dict.fromkeys(sites, obstacle)
         sites = {}
     if not sites:
         return Twin(None, {}, left)
-    parents = [_subclass(base, members) for base, members in inherited.items()]
     namespace |= {"__reduce_ex__": _reduce_ex, "_fcn_fast_original": cls}
+    parents = [_subclass(parent, members) for parent, members in inherited.items()]
     return Twin(_subclass(cls, namespace, *parents), sites, left)
 
 
+def _obstacle(cls):
+    """Why a class cannot have a twin; empty where it can."""
+    if (cls.__reduce_ex__, cls.__reduce__) != (object.__reduce_ex__, object.__reduce__):
+        return "its class has a way of its own to be pickled"
+    for base in cls.__mro__:
+        for name, function in _functions(base):
+            if supers_by_instance(function):
+                return f"its {name} goes by the class of the instance to find its parent's"
+    return ""
+
+
 def _subclass(cls, members, *others):
-    """A class of the same name as its first parent."""
+    """A class of the same name as its first parent, which that parent's __init_subclass__ does not hear of."""
+    silent = type("Silent", (), {"__init_subclass__": classmethod(lambda cls, **options: None)})
     like = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(cls)(cls.__name__, (cls, *others), like | members)
+    return type(cls)(cls.__name__, (silent, cls, *others), like | members)
 
 
 def original(instance):
@@ -82,22 +96,29 @@ def original(instance):
 def _methods(cls):
     """The methods that name an upsampling: those of the class, and overridden ones that are called by super().
 
-    Each as (class, name, function), with None for the class of one that is not overridden.
+    Each as (parent, name, function); without a parent where it is not overridden.
     """
-    seen, called = set(), set()
-    for base in cls.__mro__:
-        functions = {name: value for name, value in vars(base).items() if isinstance(value, types.FunctionType)}
-        for name, function in functions.items():
-            if (name not in seen or name in called) and resizes(function):
-                yield base if name in seen else None, name, function
-        seen |= vars(base).keys()
-        called |= set().union(*map(_called_by_super, functions.values()))
+    classes = cls.__mro__
+    for i, base in enumerate(classes):
+        for name, function in _functions(base):
+            if not resizes(function):
+                continue
+            overriding = [j for j in range(i) if name in vars(classes[j])]
+            if not overriding:
+                yield None, name, function
+            # The last of them hides the method from all that come before it.
+            elif any(calls_super(f, name) for between in classes[overriding[-1] : i] for _, f in _functions(between)):
+                yield base, name, function
 
 
-def _called_by_super(function):
-    """The names that a method may call by super()."""
-    code = inspect.unwrap(function).__code__
-    return global_names(function) if "super" in code.co_names or "__class__" in code.co_freevars else set()
+def _functions(cls):
+    """What a class itself defines of methods that an instance may still run."""
+    plain = cls in (object, nn.Module)
+    return [
+        (name, value)
+        for name, value in vars(cls).items()
+        if isinstance(value, types.FunctionType) and name != "__init__" and not plain
+    ]
 
 
 def _reduce_ex(self, protocol):

@@ -266,8 +266,56 @@ class Diamond(SuperAlone, Sibling):
 
 
 class NotCalled(Plain):
+    """What it says of super() is of other methods."""
+
     def forward(self, x, target, finer):
-        return 3 * x
+        return 3 * x + self.extra(x)
+
+    def extra(self, x):
+        return super().extra_repr() == "" and x.sum() + len(self.forward.__name__)
+
+
+class Hidden(NotCalled):
+    def forward(self, x, target, finer):
+        return super().forward(x, target, finer)
+
+
+class Wrapped(Base):
+    """Hides a method under a decorator of what is no function."""
+
+    @functools.wraps(functools.partial(F.interpolate, mode="bilinear"))
+    def upsample(self, x):
+        return F.interpolate(x, (12, 14), mode="bilinear").exp()
+
+
+class OverWrapped(Wrapped):
+    def upsample(self, x):
+        return 2 * super().upsample(x)
+
+    def forward(self, x, target, finer):
+        return self.upsample(x)
+
+
+class EqualNames(SuperCall):
+    def forward(self, x, target, finer):
+        return super().forward(x, target, finer) + F.interpolate(x, (12, 14), mode="bilinear")
+
+
+EqualNames.__name__ = EqualNames.__qualname__ = "SuperCall"
+
+
+class Registered(Plain):
+    """Its subclasses have to say what they are, and are kept."""
+
+    known = {}
+
+    def __init_subclass__(cls, *, kind):
+        cls.known[kind] = cls
+
+
+class Kind(Registered, kind="own"):
+    def forward(self, x, target, finer):
+        return super().forward(x, target, finer) + F.interpolate(x, (12, 14), mode="bilinear").sin()
 
 
 class ParentByName(Plain):
@@ -476,6 +524,22 @@ def with_hiding_decorator():
         return hidden
 
     return type("Hidden", (nn.Module,), {"forward": hide(Plain.forward)})()
+
+
+def super_by_instance():
+    class ByInstance(Plain):
+        def forward(self, x):
+            return super(type(self), self).forward(x, None, None)
+
+    return ByInstance()
+
+
+def super_by_class_of_instance():
+    class ByInstance(Plain):
+        def forward(self, x):
+            return super(self.__class__, self).forward(x, None, None) + F.interpolate(x, (12, 14), mode="bilinear")
+
+    return ByInstance()
 
 
 def pickled_its_own_way():

@@ -44,6 +44,7 @@ def labels(device="cpu"):
 
 # Each module, what it calls when patched, and what is reported. Its inputs are scores, labels and a finer map.
 _READ = ["bilinear_upsample, where the map is read"]
+_TWO = ["bilinear_upsample", "bilinear_upsample"]
 CASES = [
     (snippets.Plain, ["bilinear_upsample"], ["bilinear_upsample"]),
     (snippets.Functional, ["upsample_softmax_loss"], None),
@@ -76,12 +77,18 @@ CASES = [
     (snippets.NestedFunction, ["bilinear_upsample"], None),
     (snippets.Comprehension, ["bilinear_upsample", "bilinear_upsample"], None),
     (snippets.Inherited, ["bilinear_upsample"], None),
-    (snippets.SuperCall, ["bilinear_upsample", "bilinear_upsample"], None),
+    (snippets.SuperCall, _TWO, None),
     (snippets.SuperAlone, ["upsample_softmax_loss"] * 2, [*_READ, "upsample_softmax_loss"]),
     (snippets.SuperOfSuper, ["upsample_softmax_loss"] * 2, [*_READ, "upsample_softmax_loss"]),
     (snippets.Sibling, ["bilinear_upsample", "upsample_softmax_loss"], None),
     (snippets.Diamond, ["bilinear_upsample", "upsample_softmax_loss"] * 2, None),
     (snippets.NotCalled, [], []),
+    (snippets.Hidden, [], []),
+    (snippets.Wrapped, [], []),
+    (snippets.OverWrapped, [], []),
+    (snippets.EqualNames, [*_TWO, "skip_fuse"], ["skip_fuse", *_TWO]),
+    (snippets.Registered, ["bilinear_upsample"], ["bilinear_upsample"]),
+    (snippets.Kind, _TWO, _TWO),
     (snippets.ParentByName, [], []),
     (snippets.Decorated, ["upsample_softmax_loss"], None),
     (snippets.Scaled, ["upsample_softmax_loss"], None),
@@ -183,13 +190,33 @@ def test_an_instance_with_a_forward_of_its_own_keeps_it(calls):
 
 
 def test_the_report_says_whose_method_is_called_by_super():
-    report = fcn_fast.patch(model := snippets.Diamond())
+    report = fcn_fast.patch(snippets.Diamond())
     places = {row.place.partition(",")[0] for row in report.replaced}
     assert places == {"Sibling.forward", "Functional.forward"}
-    assert [kind.__name__ for kind in type(model).__mro__[:6]] == [
-        *("Diamond", "Diamond", "SuperAlone"),
-        *("Sibling", "Sibling", "Functional"),
-    ]
+
+
+def test_a_parents_method_runs_whatever_the_instance_has(calls):
+    model = snippets.SuperAlone()
+    forward = model.forward
+    model.forward = lambda *inputs: 2 * forward(*inputs)
+    report = fcn_fast.patch(model)
+    assert report.replaced and not report.left
+    model(scores(), labels(), None)
+    assert calls == ["upsample_softmax_loss"] * 2
+
+
+def test_a_class_does_not_hear_of_its_twins():
+    model, patched = copies(snippets.Kind())
+    fcn_fast.patch(patched)
+    assert snippets.Registered.known == {"own": type(model)} and type(model) is snippets.Kind
+
+
+def test_a_parents_method_without_source_is_left_and_told():
+    class Child(type(snippets.without_source())):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    assert "Made.forward  " in (report := str(fcn_fast.patch(Child()))) and "no source" in report
 
 
 @pytest.mark.parametrize("kind", [nn.ReLU, snippets.Untouched])
@@ -280,6 +307,8 @@ def test_copies_and_pickles_of_parts():
         (snippets.with_other_source, "its source file is not what runs"),
         (snippets.with_hiding_decorator, "its decorator hidden hides it"),
         (snippets.pickled_its_own_way, "its class has a way of its own to be pickled"),
+        (snippets.super_by_instance, "its forward goes by the class of the instance to find its parent's"),
+        (snippets.super_by_class_of_instance, "its forward goes by the class of the instance to find its parent's"),
     ],
 )
 def test_code_that_cannot_be_used_is_left_and_told(make, why):
