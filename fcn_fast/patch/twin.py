@@ -112,13 +112,11 @@ def _methods(cls):
 
 
 def _functions(cls):
-    """What a class itself defines of methods that an instance may still run."""
-    plain = cls in (object, nn.Module)
-    return [
-        (name, value)
-        for name, value in vars(cls).items()
-        if isinstance(value, types.FunctionType) and name != "__init__" and not plain
-    ]
+    """The names and functions of a class itself that an instance may still run."""
+    if cls in (object, nn.Module):
+        return []
+    items = vars(cls).items()
+    return [(name, value) for name, value in items if isinstance(value, types.FunctionType) and name != "__init__"]
 
 
 def _reduce_ex(self, protocol):
