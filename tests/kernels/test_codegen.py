@@ -16,9 +16,10 @@ CEILINGS = {
     "_sample": 152, "_gather": 104, "_forward": 128, "_backward": 128, "_argmax": 216, "_cells": 208,
     "_combine": 96, "_weigh": 64, "_finish": 64, "_scale": 64, "_pool": 64,
 }  # fmt: skip
-# Bytes that a thread may keep on the stack: later compilers spill a little where registers are capped, and a higher cap
-# would cost more (fewer warps).
-STACK = 0 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8) else 56
+# Bytes that a thread may keep on the stack: none, but that later compilers spill a little of two kernels with capped
+# registers, and a higher cap would cost more (fewer warps).
+LATER = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
+STACK = {"_cells": 56, "_argmax": 16} if LATER else {}
 # Bits of the widest load and store where rows are multiples of 16 bytes; 0 for what is gathered.
 WIDEST = {"_forward": (128, 0), "_backward": (128, 128), "_sample": (0, 128), "_scale": (128, 128), "_pool": (128, 128)}
 ALL = os.environ.get("FCN_FAST_CODEGEN") == "all"
@@ -63,7 +64,7 @@ def test_codegen(gpu, case, reports):
     assert mine
     for report in mine:
         kernel = report["kernel"]
-        assert report["stack"] <= STACK, f"{report}: a stack is where a kernel spills"
+        assert report["stack"] <= STACK.get(kernel, 0), f"{report}: a stack is where a kernel spills"
         assert report["registers"] <= CEILINGS[kernel], report
         # Triton 3.6 loses a scalar that begins as the same function of the loop's variable that it goes on as.
         assert report["carried"]["ttgir"] == report["carried"]["ttir"], report
