@@ -33,7 +33,11 @@ from fcn_fast.kernels.launch import Launch
 from fcn_fast.reference import memory_format
 
 PROGRAMS = 2048  # enough to fill a GPU; each does more only where there are more
-VARIES = [*rule.AXES, "cells", "tiles", "groups", "rows", "row", "skip_height", "skip_groups"]
+ELEMENTS, OWN, LINES, GATHERS, MOST_ROWS = 512, 4, 8, 1024, 16
+VARIES = [
+    *rule.AXES,
+    *("cells", "tiles", "groups", "rows", "row", "pieces", "group", "columns", "skip_height", "skip_groups"),
+]
 
 
 def bilinear_upsample(input, grid):
@@ -70,7 +74,7 @@ def _sampling(shape, grid, skip_size, layout, dtype):
     tiles = rule.cdiv(row, block)
     count, longest = rule.cells(y, constants["ZERO"])
     # Enough rows that finding the columns' taps does not count, but first of all enough programs.
-    cells = min(max(planes * tiles * count // PROGRAMS, 1), max(32 // longest, 1))
+    cells = min(max(planes * tiles * count // PROGRAMS, 1), max(8 // longest, 1))
     align, skip_align = _alignment(row), _alignment(skip_row)
     constants.update(
         BLOCK=block,
@@ -101,23 +105,31 @@ def _gathering(shape, grid, layout, dtype):
     n, channels, height, width = shape
     planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
     y, x, constants = rule.axes((height, width), grid)
-    row = x[0] * inner
-    k = rule.power_of_two(rule.longest_footprint(x, constants["ZERO"]))
-    double = dtype == torch.float64
-    block = rule.power_of_two(row, 1, max((512 if double else 1024) // k, 32 if inner > 1 else 1))
-    tiles = rule.cdiv(row, block)
-    # Enough rows that finding the columns' windows does not count, but first of all enough programs.
-    rows = min(max(planes * tiles * y[0] // PROGRAMS, 1), 8)
+    k = rule.power_of_two(rule.cells(x, constants["ZERO"])[1])
+    # What lies side by side and aligned, of a window or of the channels, is read up to 16 bytes at a time.
+    pack = math.gcd(inner if inner > 1 else rule.alignment(x), 16 // dtype.itemsize)
+    elements = ELEMENTS // 2 if dtype == torch.float64 else ELEMENTS
+    most = max(elements // k, 4 if inner == 1 else 4 * pack)
+    pieces = inner // pack if inner > 1 else 1
+    groups = rule.cdiv(pieces, max(most // (4 * pack), 1)) if inner > 1 else 1
+    group = rule.cdiv(pieces, groups)
+    wide = group * pack if inner > 1 else 1
+    block = rule.power_of_two((width + 1) * wide, most=most)
+    tiles = rule.cdiv(width, block // wide - 1)
+    # Enough rows that the cell above them, which the program above reads too, does not count, but first of all enough
+    # programs.
+    rows = min(max(planes * groups * tiles * height // GATHERS, 1), MOST_ROWS)
     constants.update(
         BLOCK=block,
         K=k,
-        AXIS=0 if inner > 1 else 1,
+        PACK=pack,
+        LAST=inner > 1,
+        LINES=rule.power_of_two(rule.cells(y, constants["ZERO"])[1], most=LINES),
         ACC=rule.accumulate_type(dtype),
-        num_warps=min(max(block * k // (128 if double else 256), 1), 8),
-        maxnreg=96 if block * k <= 1024 else None,
+        num_warps=min(max(block * k // (32 * OWN), 1), 8),
     )
-    programs = planes * rule.cdiv(y[0], rows) * tiles
-    return Launch(_gather, (programs,), *y, *x, inner, rows, tiles, row, **constants)
+    numbers = *y, *x, pieces, group, groups, rule.cdiv(width, tiles), tiles, rows, x[1] * inner // pack
+    return Launch(_gather, (planes * groups * tiles * rule.cdiv(height, rows),), *numbers, **constants)
 
 
 def _alignment(row):
@@ -204,38 +216,57 @@ def _load(input, i, y, x, inner, taps, ZERO: tl.constexpr, ACC: tl.constexpr):
 def _gather(
     grad, output,
     y_in, y_out, y_step, y_origin, y_unit, x_in, x_out, x_step, x_origin, x_unit,
-    inner, rows, tiles, row,
-    BLOCK: tl.constexpr, K: tl.constexpr, AXIS: tl.constexpr,
+    pieces, group, groups, columns, tiles, rows, row,
+    BLOCK: tl.constexpr, K: tl.constexpr, PACK: tl.constexpr, LAST: tl.constexpr, LINES: tl.constexpr,
     ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     bands = (y[0] + rows - 1) // rows
-    plane = (tl.program_id(0) // tiles // bands).to(tl.int64)
-    first = tl.program_id(0) // tiles % bands * rows
-    at = tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK)
-    column = at // inner
-    begin = first_output(column - 1, x, ZERO, INDEX)
-    end = tl.where(at < row, first_output(column + 1, x, ZERO, INDEX), begin)
+    program = tl.program_id(0)
+    tile, program = program % tiles, program // tiles
+    band, program = program % bands, program // bands
+    plane = (program // groups).to(tl.int64)
+    # PACK numbers of a column are a piece. The cell before the first column has nothing of a program's but what its
+    # outputs add to that column.
+    WIDE: tl.constexpr = PACK if LAST else 1
+    lane = tl.arange(0, BLOCK)
+    column = tile * columns - 1 + lane // WIDE // group
+    piece = program % groups * group + lane // WIDE % group
+    channel = piece * WIDE + lane % WIDE
+    inner = pieces * WIDE if LAST else 1
+    mine = (lane // WIDE < (columns + 1) * group) & (piece < pieces) & (column < x[0])
 
-    # A window of outputs for each number, K along AXIS.
-    dst = tl.expand_dims(begin, AXIS) + tl.expand_dims(tl.arange(0, K), 1 - AXIS)
-    mask = dst < tl.expand_dims(end, AXIS)
-    columns = tl.expand_dims(column, AXIS)
-    cell = cell_of(dst, x, ZERO, INDEX)
-    left, right = weights(dst, cell, x, ZERO, INDEX, ACC)
-    weight = tl.where(cell == columns, left, tl.where(cell == columns - 1, right, 0))
-    offset = dst * inner + tl.expand_dims(at - column * inner, AXIS)
-    mask &= weight != 0
+    # A window of outputs for each number, its cell's.
+    begin = tl.where(mine, first_output(column, x, ZERO, INDEX), 0)
+    end = tl.where(mine, first_output(column + 1, x, ZERO, INDEX), 0)
+    if not LAST:
+        begin, end = tl.multiple_of(begin, PACK), tl.multiple_of(end, PACK)
+    dst = begin[:, None] + tl.arange(0, K)[None, :]
+    mask = dst < end[:, None]
+    left, right = weights(dst, column[:, None], x, ZERO, INDEX, ACC)
+    offset = dst
+    if LAST:
+        offset = dst * inner + channel[:, None]
 
-    upper = tl.zeros_like(weight)
+    first = band * rows
+    upper = tl.zeros_like(left)
     for i in range(first - 1, min(first + rows, y[0])):
-        lower = tl.zeros_like(weight)
-        for line in range(first_output(i, y, ZERO, INDEX), first_output(i + 1, y, ZERO, INDEX)):  # as in _sample
-            upper_weight, lower_weight = weights(line, i, y, ZERO, INDEX, ACC)
-            g = tl.load(grad + (plane * y[1] + line) * (x[1] * inner) + offset, mask, other=0).to(ACC)
-            upper += tl.where(upper_weight == 0, 0, g * upper_weight)
-            lower += tl.where(lower_weight == 0, 0, g * lower_weight)
+        lower = tl.zeros_like(left)
+        stop = first_output(i + 1, y, ZERO, INDEX)
+        for line in range(first_output(i, y, ZERO, INDEX), stop, LINES):  # as in _sample
+            # All of them on their way before any is needed.
+            g = ()
+            for k in tl.static_range(LINES):
+                at = (plane * y[1] + line + k) * row * PACK
+                g += (tl.load(grad + at + offset, mask & (line + k < stop), other=0).to(ACC),)
+            for k in tl.static_range(LINES):
+                upper_weight, lower_weight = weights(line + k, i, y, ZERO, INDEX, ACC)
+                upper += tl.where(upper_weight == 0, 0, g[k]) * upper_weight
+                lower += tl.where(lower_weight == 0, 0, g[k]) * lower_weight
         if i >= first:
-            total = tl.sum(upper * weight, AXIS).to(output.dtype.element_ty)
-            tl.store(output + (plane * y[0] + i) * row + at, total, at < row)
+            to_next = tl.sum(tl.where(right == 0, 0, upper * right), 1)
+            total = tl.sum(tl.where(left == 0, 0, upper * left), 1)
+            total += tl.gather(to_next, tl.maximum(lane - group * WIDE, 0), 0)
+            at = ((plane * y[0] + i) * x[0] + column) * inner + channel
+            tl.store(output + at, total.to(output.dtype.element_ty), mine & (lane >= group * WIDE))
         upper = lower

@@ -35,20 +35,23 @@ def index_type(largest):
 
 def cells(axis, zero):
     """How many cells an axis has, and the outputs of its longest one."""
-    in_size, size, step, origin, unit = axis
-    first, last = -1 - zero, in_size - 1 + zero
-
-    def start(cell):
-        at = cell * unit - origin
-        return min(max(-(-at // step), 0), size) if step else (0 if at <= 0 else size)
-
-    inner = min(-(-unit // step), size) if step else size
-    return last - first + 1, max(start(first + 1), size - start(last), inner if last - first > 1 else 1)
+    first, last = -1 - zero, axis[0] - 1 + zero
+    step, unit = axis[2], axis[4]
+    inner = min(-(-unit // step), axis[1]) if step else axis[1]
+    ends = start(first + 1, axis), axis[1] - start(last, axis)
+    return last - first + 1, max(*ends, inner if last - first > 1 else 1)
 
 
-def longest_footprint(axis, zero):
-    """The most outputs that read one coarse pixel."""
-    return min(2 * cells(axis, zero)[1], axis[1])
+def start(cell, axis):
+    """The first output of a cell, but for the cells at the ends."""
+    _, size, step, origin, unit = axis
+    at = cell * unit - origin
+    return min(max(-(-at // step), 0), size) if step else (0 if at <= 0 else size)
+
+
+def alignment(axis):
+    """What the first output of every cell, and the end, is a multiple of."""
+    return math.gcd(axis[1], *(start(cell, axis) for cell in range(-1, axis[0] + 1)))
 
 
 def accumulate_type(dtype):

@@ -63,15 +63,6 @@ def pytest_configure(config):
         )
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
-    """FCN_FAST_TEST_PART=2/4: of the tests the second, the sixth and so on, while other processes run the rest."""
-    if part := os.environ.get("FCN_FAST_TEST_PART"):
-        first, parts = map(int, part.split("/"))
-        config.hook.pytest_deselected(items=[item for i, item in enumerate(items) if i % parts != first - 1])
-        items[:] = items[first - 1 :: parts]
-
-
 def pytest_report_header(config):
     facts = fcn_fast._C.build_facts() if fcn_fast._C else "no compiled module"
     return [f"fcn_fast: {facts}", f"torch: {torch.__version__}, seed: {SEED} (replay with FCN_FAST_TEST_SEED={SEED})"]

@@ -100,24 +100,13 @@ calls() {
   printf '%s\n' float32 bfloat16 float16 float64 | xargs -P 4 -I{} "$python" -P tools/gpu_calls.py {}
 }
 
-# The sanitizers, which take longest, and each file of tests in four parts, too; of those that have something for a GPU.
+# The sanitizers beside them, which take as long. A process a core: most of the time is theirs.
 tests() {
   needs
-  local file
-  {
-    printf 'sanitizer %s\n' memcheck racecheck initcheck
-    for file in $(grep -lE '\bdevice\b|mark\.cuda' tests/{cuda,kernels,ops,models}/test_*.py); do
-      printf "pytest_part $file %s\n" 1 2 3 4
-    done
-  } | xargs -P "$(nproc)" -I{} bash -c {}
-}
-
-pytest_part() {
-  local log=$logs/$(tr / - <<<"${1#tests/}")-$2.log
-  FCN_FAST_TEST_PART=$2/4 "$python" -P -m pytest "$1" -m cuda -q -rfE -p no:cacheprovider >"$log" 2>&1
+  printf 'sanitizer %s\n' memcheck racecheck initcheck | xargs -P 3 -I{} bash -c {} &
+  "$python" -P -m pytest tests -m cuda -n "$(nproc)" --dist worksteal -q -rfE -p no:cacheprovider
   local code=$?
-  echo "$1, part $2: $(tail -n 1 "$log")"
-  ((code == 0 || code == 5))
+  wait $! && return $code
 }
 
 # Every allocation by itself, so that what lies past its end is nobody's. In _gather all lanes that have a sum write it to
@@ -162,7 +151,7 @@ benchmarks() {
 venv=$work/venv logs=$work/logs
 python=$venv/bin/python
 export venv python out logs work
-export -f needs machine environment build calls tests pytest_part sanitizer aims train_step profile benchmarks
+export -f needs machine environment build calls tests sanitizer aims train_step profile benchmarks
 
 part environment 60 bash -c environment
 gpu=$("$python" -c 'import torch; print(torch.cuda.is_available())' 2>/dev/null)
@@ -174,8 +163,8 @@ part env 60 "$venv/bin/fcn-fast" env
 part calls 90 bash -c calls
 part aims 120 bash -c "aims operations"
 part stages 60 bash -c "aims stages"
+part train_step 70 bash -c train_step
 part tests 200 bash -c tests
-part train_step 100 bash -c train_step
 part ncu 70 bash -c profile
 part benchmarks 90 bash -c benchmarks
 

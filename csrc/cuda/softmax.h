@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "grid.h"
 
@@ -54,10 +55,16 @@ template <class T, int V> struct alignas(sizeof(T) * V) Pack {
   T at[V];
 
   FCN_FAST_HOST_DEVICE static Pack load(const T* from) { return *reinterpret_cast<const Pack*>(from); }
-  FCN_FAST_HOST_DEVICE void store(T* to) const {
+  // GLOBAL: to memory, where nothing is read again soon; else shared.
+  template <bool GLOBAL = true> FCN_FAST_HOST_DEVICE void store(T* to) const {
 #ifdef __CUDA_ARCH__
-    // The compiler would store one member after the other. Nothing here is read again soon.
-    if constexpr (sizeof(Pack) == 16) return __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(this));
+    // The compiler would store one member after the other.
+    if constexpr (sizeof(Pack) == 16 && GLOBAL) return __stcs(reinterpret_cast<uint4*>(to), *reinterpret_cast<const uint4*>(this));
+    if constexpr (V > 1 && !GLOBAL) {
+      using Bits = std::conditional_t<sizeof(Pack) == 16, uint4, std::conditional_t<sizeof(Pack) == 8, uint2, uint32_t>>;
+      *reinterpret_cast<Bits*>(to) = *reinterpret_cast<const Bits*>(this);
+      return;
+    }
 #endif
     *reinterpret_cast<Pack*>(to) = *this;
   }

@@ -12,9 +12,9 @@
 //
 // All are bound by memory: one read forward, one read and one write backward, and of tiles one read and one write in all.
 // Instructions an element (sm_90, half precision, without smoothing), of which one and a quarter or one are exponentials:
-// planes 8 forward and 9 backward, rows 10 and 10, tiles 16, of rows 21; and a pixel some 100 forward and 50 backward, in tiles
-// 230 with all that copies and finds them. At 19 classes a tile's are about 29 an element, which is some 60 % of an H100's
-// issue slots at its full bandwidth; in float32 35, and 40 %.
+// planes 8 forward and 9 backward, rows 9 and 9, tiles 16, of rows 18, or 10, 9 and 20 where classes are even in number; and a
+// pixel some 100 forward and 50 backward, in tiles 230 with all that copies and finds them. At 19 classes a tile's are about 29
+// an element, which is some 60 % of an H100's issue slots at its full bandwidth; in float32 35, and 40 %.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -165,19 +165,23 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) backward_lanes(const __g
 // Blocks: of weigh, a multiple of a warp's lanes; of scale.
 constexpr int kWeighing = (4 * kMultiprocessors + kWarp - 1) / kWarp * kWarp, kScaling = 8 * kMultiprocessors;
 
-// The weights of a thread's pixels, whose labels it reads kReads together.
+// The weights of a thread's pixels, whose labels it reads 16 bytes at a time where they are aligned.
 template <class L, class A> __device__ A weights_of(const Work<A>& w, const L* labels) {
-  constexpr int kReads = 8;
+  constexpr int kPack = 16 / sizeof(L);
   const int64_t pixels = w.images * w.pixels;
+  const bool aligned = reinterpret_cast<uintptr_t>(labels) % 16 == 0;
   A sum = 0;
-  for (int64_t first = int64_t(blockIdx.x) * kThreads * kReads + threadIdx.x; first < pixels; first += int64_t(gridDim.x) * kThreads * kReads) {
-    L label[kReads];
+#pragma unroll 2
+  for (int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kPack; first < pixels; first += int64_t(gridDim.x) * kThreads * kPack) {
+    Pack<L, kPack> label;
+    if (aligned && first + kPack <= pixels) label = Pack<L, kPack>::load(labels + first);
+    else
 #pragma unroll
-    for (int k = 0; k < kReads; ++k) label[k] = first + k * kThreads < pixels ? labels[first + k * kThreads] : L(0);
+      for (int k = 0; k < kPack; ++k) label.at[k] = first + k < pixels ? labels[first + k] : L(0);
 #pragma unroll
-    for (int k = 0; k < kReads; ++k) {
-      const int32_t known = w.known(label[k]);
-      if (first + k * kThreads < pixels && known >= 0) sum += w.weight_of(known) * w.weight_at(first + k * kThreads);
+    for (int k = 0; k < kPack; ++k) {
+      const int32_t known = w.known(label.at[k]);
+      if (first + k < pixels && known >= 0) sum += w.weight_of(known) * w.weight_at(first + k);
     }
   }
   return sum;
@@ -265,7 +269,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     T* rows = fetch<T>(w, block);
     if (int32_t(threadIdx.x) < block.pixels) {
       const Pixels<A, 1> own(w, pixel);
-      sums.add(forward_and_gradient<SMOOTH, kTogether>(w, rows + threadIdx.x * w.classes, 1, row_order(w, pixel), own, common));
+      sums.add(in_order<T>(w, pixel, [&](const auto& order) {
+        return forward_and_gradient<SMOOTH, kTogether>(w, rows + threadIdx.x * w.classes, 1, order, own, common);
+      }));
     }
     __syncthreads();
     put(w, block, rows);

@@ -5,7 +5,7 @@
 
 namespace fcn_fast::cuda {
 
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kBanks = 32;  // of shared memory, 4 bytes each
 constexpr int kTogether = 4;  // classes whose exponentials are added up by themselves
 constexpr int kMultiprocessors = 132;  // an H100's, which are to be filled; whatever the device, so that all add in the same order
 
@@ -89,7 +89,7 @@ struct Tiles {
   // Blocks of a multiprocessor that wait for memory while others compute, if threads need not become fewer than a warp for it;
   // and what each takes beside its tile, by itself and for CUDA.
   static constexpr int64_t kWaiting = 5, kReserved = 1152;
-  static constexpr int64_t kFill = 2 * kMultiprocessors, kMost = 16 * kMultiprocessors;
+  static constexpr int64_t kFill = 2 * kMultiprocessors, kMost = 24 * kMultiprocessors;
 
   int64_t tiles_of(int64_t at_once) const { return (pixels + at_once - 1) / at_once; }
 };

@@ -86,17 +86,22 @@ template <class A> struct Sums {
 };
 
 // The classes of a pixel that are a thread's, in its order: start, start + step and so on, after the last one 0. WHOLE: the
-// count is a multiple of kTogether, with classes of logit -inf and no weight after the last one.
-template <bool WHOLE = false> struct Order {
-  int32_t start, step, count;
+// count is a multiple of kTogether, with classes of logit -inf and no weight after the last one. PACK: classes that are read
+// and written at once, side by side; of kTogether of them the one at k is the (k ^ flip)-th.
+template <bool WHOLE = false, int PACK = 1> struct Order {
+  int32_t start, step, count, flip = 0;
 };
 
-// Calls f(j, whole) for groups of K among an order's classes: from the j-th on. Of the last group, not whole, some are missing.
-template <int K, bool WHOLE, class F> FCN_FAST_HOST_DEVICE void in_groups(const Order<WHOLE>& order, const F& f) {
+// Calls f(j, number, whole) for groups of K among an order's classes: from the j-th on. Of the last group, not whole, some are
+// missing; of packs it has but one.
+template <int K, bool WHOLE, int PACK, class F> FCN_FAST_HOST_DEVICE void in_groups(const Order<WHOLE, PACK>& order, const F& f) {
   int32_t j = 0;
   for (; j + K <= order.count; j += K) f(j, std::integral_constant<int, K>{}, std::true_type{});
   if (WHOLE && K > kTogether) {
     for (; j < order.count; j += kTogether) f(j, std::integral_constant<int, kTogether>{}, std::true_type{});
+  } else if (PACK > 1) {
+    static_assert(PACK == 1 || K == 2 * PACK);
+    if (j < order.count) f(j, std::integral_constant<int, PACK>{}, std::true_type{});
   } else if (!WHOLE && j < order.count) {
     f(j, std::integral_constant<int, K>{}, std::false_type{});
   }
@@ -109,44 +114,46 @@ template <class T, int V> FCN_FAST_HOST_DEVICE void unpack(const Pack<T, V>& pac
 }
 
 // The j-th group of V neighbouring pixels' logits, a stride from class to class; for what is missing, the last one again.
-template <class T, int V, int K> struct Group {
-  int32_t first, step, count;
-  Pack<T, V> at[K];
+template <class T, int V, int PACK, int K> struct Group {
+  static_assert(V == 1 || PACK == 1);
+  int32_t first, step, count, flip;
+  Pack<T, V * PACK> at[K / PACK];
 
-  template <class ORDER, class S, class WHOLE>
-  FCN_FAST_HOST_DEVICE Group(const T* x, S stride, int32_t classes, const ORDER& order, int32_t j, WHOLE)
-      : first(order.start + j * order.step), step(order.step), count(WHOLE::value ? K : order.count - j) {
-    if (order.start > 0 && first >= classes) first -= classes;
+  template <bool ALL, class S, class WHOLE>
+  FCN_FAST_HOST_DEVICE Group(const T* x, S stride, int32_t classes, const Order<ALL, PACK>& order, int32_t j, WHOLE)
+      : first(order.start + j * order.step), step(order.step), count(WHOLE::value ? K : order.count - j), flip(order.flip) {
+    if (PACK > 1 && first >= classes) first -= classes;
 #pragma unroll
-    for (int k = 0; k < K; ++k) at[k] = Pack<T, V>::load(x + class_of(k < count ? k : count - 1) * stride);
+    for (int k = 0; k < K; k += PACK) at[k / PACK] = Pack<T, V * PACK>::load(x + class_of(k < count ? k : count - PACK) * stride);
   }
-  FCN_FAST_HOST_DEVICE int32_t class_of(int k) const { return first + k * step; }
+  FCN_FAST_HOST_DEVICE int32_t class_of(int k) const { return first + (PACK > 1 ? k ^ flip : k) * step; }
 };
 
 // Adds a thread's classes to the softmax of V neighbouring pixels, K loads in flight. kTogether by kTogether, whatever K and
 // V, so that a pixel has the same bits in every batch.
-template <int K, class T, int V, bool SMOOTH, class ORDER, class S>
-FCN_FAST_HOST_DEVICE void add_classes(const Work<arithmetic_t<T>>& w, const T* x, S stride, const ORDER& order,
+template <int K, class T, int V, bool SMOOTH, bool ALL, int PACK, class S>
+FCN_FAST_HOST_DEVICE void add_classes(const Work<arithmetic_t<T>>& w, const T* x, S stride, const Order<ALL, PACK>& order,
                                       Softmax<arithmetic_t<T>, SMOOTH> (&softmax)[V]) {
   using A = arithmetic_t<T>;
   in_groups<K>(order, [&](int32_t j, auto in_all, auto whole) {
-    const Group<T, V, in_all.value> group(x, stride, w.classes, order, j, whole);
+    const Group<T, V, PACK, in_all.value> group(x, stride, w.classes, order, j, whole);
 #pragma unroll
     for (int part = 0; part < in_all.value; part += kTogether) {
-      A weights[kTogether];
+      constexpr int N = in_all.value < kTogether ? in_all.value : kTogether;
+      A weights[N];
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) {
+      for (int k = 0; k < N; ++k) {
         const int32_t c = group.class_of(part + k);
         weights[k] = SMOOTH && part + k < group.count && c < w.classes ? w.weight_of(c) : A(0);
       }
-      A x[kTogether][V];
+      A x[N / PACK][V * PACK];
 #pragma unroll
-      for (int k = 0; k < kTogether; ++k) unpack(group.at[part + k], x[k]);
+      for (int k = 0; k < N; k += PACK) unpack(group.at[(part + k) / PACK], x[k / PACK]);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
-        A column[kTogether];
+        A column[N];
 #pragma unroll
-        for (int k = 0; k < kTogether; ++k) column[k] = part + k < group.count ? x[k][v] : -A(INFINITY);
+        for (int k = 0; k < N; ++k) column[k] = part + k < group.count ? x[k / PACK][k % PACK * V + v] : -A(INFINITY);
         softmax[v].add(column, weights);
       }
     }
@@ -240,8 +247,8 @@ template <class A> struct Gradient {
 
 // Writes the gradient of a thread's classes of V neighbouring pixels. IN_PLACE of the logits, which are then in shared
 // memory: there the labels' are written once more afterwards, for less than looking for them among all.
-template <bool SMOOTH, int K, bool IN_PLACE, int V, class T, class ORDER, class S>
-FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T* x, T* grad, S stride, const ORDER& order,
+template <bool SMOOTH, int K, bool IN_PLACE, int V, class T, bool ALL, int PACK, class S>
+FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T* x, T* grad, S stride, const Order<ALL, PACK>& order,
                                          const Gradient<arithmetic_t<T>> (&gradient)[V]) {
   using A = arithmetic_t<T>;
   const A* const class_weight = SMOOTH ? w.class_weight : nullptr;
@@ -250,21 +257,23 @@ FCN_FAST_HOST_DEVICE void write_gradient(const Work<arithmetic_t<T>>& w, const T
   for (int v = 0; v < V; ++v)
     if (IN_PLACE && gradient[v].label >= 0) own[v] = Storage<T>::read(x[gradient[v].label * stride + v]);
   in_groups<K>(order, [&](int32_t j, auto in_all, auto whole) {
-    const Group<T, V, in_all.value> group(x, stride, w.classes, order, j, whole);
+    const Group<T, V, PACK, in_all.value> group(x, stride, w.classes, order, j, whole);
 #pragma unroll
-    for (int k = 0; k < in_all.value; ++k) {
+    for (int k = 0; k < in_all.value; k += PACK) {
       if (k >= group.count) break;
       const int32_t c = group.class_of(k);
-      const A weight = class_weight && c < w.classes ? class_weight[c] : A(1);
-      A logit[V];
-      unpack(group.at[k], logit);
-      Pack<T, V> pack;
+      A weight[PACK];
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        const A less = !IN_PLACE && c == gradient[v].label ? gradient[v].own : A(0);
-        pack.at[v] = Storage<T>::write(gradient[v].template of<SMOOTH>(logit[v], less, weight));
+      for (int i = 0; i < PACK; ++i) weight[i] = class_weight && c + i < w.classes ? class_weight[c + i] : A(1);
+      A logit[V * PACK];
+      unpack(group.at[k / PACK], logit);
+      Pack<T, V * PACK> pack;
+#pragma unroll
+      for (int v = 0; v < V * PACK; ++v) {
+        const A less = !IN_PLACE && c + v / V == gradient[v % V].label ? gradient[v % V].own : A(0);
+        pack.at[v] = Storage<T>::write(gradient[v % V].template of<SMOOTH>(logit[v], less, weight[v / V]));
       }
-      pack.store(grad + c * stride);
+      pack.template store<!IN_PLACE>(grad + c * stride);
     }
   });
 #pragma unroll
@@ -403,10 +412,24 @@ FCN_FAST_HOST_DEVICE void copy_rows(const T* from, T* to, int32_t count, bool al
   for (int32_t i = packed + thread; i < count; i += threads) to[i] = from[i];
 }
 
-// Where rows are so far apart that all threads would read the same bank, each begins with another group.
-template <class A> FCN_FAST_HOST_DEVICE Order<> row_order(const Work<A>& w, int64_t pixel) {
-  const int32_t groups = w.classes % kTogether ? 1 : w.classes / kTogether;
-  return {groups == 1 ? 0 : int32_t(pixel % w.image_pixels % groups) * kTogether, 1, w.classes};
+// The order of a pixel in an odd number of classes: rows then begin in as many banks as there are.
+template <class A> FCN_FAST_HOST_DEVICE Order<> odd_order(const Work<A>& w) { return {0, 1, w.classes}; }
+
+// In an even number: two classes are read at once, by kAtOnce threads at a time, which is what all banks hold. Of those, as many
+// as ``meeting`` have rows that begin in the same banks, and each of them begins with another pair, the first or the second of
+// a group. Which one is a matter of the pixel's place in its image, so that it has the same bits in every batch.
+template <class T> FCN_FAST_HOST_DEVICE Order<false, 2> even_order(const Work<arithmetic_t<T>>& w, int64_t pixel) {
+  constexpr int32_t kAtOnce = kBanks * 4 / (2 * sizeof(T));
+  const int32_t pairs = w.classes / 2, even = pairs & -pairs, meeting = even < kAtOnce ? even : kAtOnce;
+  if (meeting > 1 && w.image_pixels % kAtOnce != 0) pixel %= w.image_pixels;  // else the place is the same without dividing
+  const int32_t pair = int32_t(pixel % kAtOnce) * meeting / kAtOnce;
+  return {pair / 2 * kTogether, 1, w.classes, pair % 2 * 2};
+}
+
+// f(the pixel's order)
+template <class T, class F> FCN_FAST_HOST_DEVICE auto in_order(const Work<arithmetic_t<T>>& w, int64_t pixel, const F& f) {
+  if (w.classes % 2 != 0) return f(odd_order(w));
+  return f(even_order<T>(w, pixel));
 }
 
 template <class T, bool SMOOTH>
@@ -416,7 +439,7 @@ FCN_FAST_HOST_DEVICE Sums<arithmetic_t<T>> forward_row(const Work<arithmetic_t<T
   const int64_t pixel = block.first + thread;
   const Pixels<arithmetic_t<T>, 1> pixels(w, pixel);
   Softmax<arithmetic_t<T>, SMOOTH> softmax[1];
-  add_classes<kTogether>(w, x, 1, row_order(w, pixel), softmax);
+  in_order<T>(w, pixel, [&](const auto& order) { add_classes<kTogether>(w, x, 1, order, softmax); });
   return finish(w, x, 1, pixels, softmax);
 }
 
@@ -426,7 +449,7 @@ FCN_FAST_HOST_DEVICE void backward_row(const Work<arithmetic_t<T>>& w, T* rows, 
   if (thread >= block.pixels) return;
   T* x = rows + thread * w.classes;
   const int64_t pixel = block.first + thread;
-  backward<SMOOTH, kTogether, 1, true>(w, x, x, 1, row_order(w, pixel), pixel, class_sum);
+  in_order<T>(w, pixel, [&](const auto& order) { backward<SMOOTH, kTogether, 1, true>(w, x, x, 1, order, pixel, class_sum); });
 }
 
 // Lanes: one pixel's classes, side by side, shared out among the lanes of a warp.

@@ -460,6 +460,19 @@ def test_plans_fill_a_gpu_of_132_multiprocessors(shape, channels_last, dtype, pl
         assert pack == 16 // dtype.itemsize
 
 
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_rows_are_read_from_all_banks(size, plans):
+    """Without conflicts; but for odd numbers of classes in half precision, which two pixels may have in a bank.
+
+    Wherever in an image of any size a warp begins, as long as it does not reach into the next one.
+    """
+    for classes in range(1, 257):
+        bound = 2 if size == 2 and classes % 2 else 1
+        for image_pixels, first in ((1 << 20, 0), (1 << 20, 3 << 20), (1000, 1000 * 7), (1000, 1024)):
+            found = plans.conflicts(size, classes, ctypes.c_int64(image_pixels), ctypes.c_int64(first))
+            assert 1 <= found <= bound, f"{classes} classes: {found} words of a bank"
+
+
 def test_plans(plans):
     large = (16, 19, 512, 512)
     assert plan(plans, large)[:3] == [PLANES, 4, 128]
@@ -491,7 +504,7 @@ def test_plans_of_both_in_one(classes, dtype, pack, threads, channels_last, plan
     numbers = numbers_of(torch.empty((16, classes, 512, 512), dtype=dtype, device="meta"), channels_last)
     plans.tiles(numbers, ctypes.c_int64(0), ctypes.c_int64(227 << 10), out)
     share, fit, found, of_block, shared, tiles, blocks = out
-    assert (share, fit) == (ROWS if channels_last else PLANES, 1) and blocks == 16 * 132
+    assert (share, fit) == (ROWS if channels_last else PLANES, 1) and blocks == 24 * 132
     if channels_last:
         assert found == 1 and of_block >= threads
     else:

@@ -45,6 +45,14 @@ def test_programs_that_own_several_rows(grid, monkeypatch, device):
     compare(grid, device=device)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("grid", **by_name(FEW))
+def test_programs_that_own_few_columns(grid, layout, monkeypatch, device):
+    plan_anew(monkeypatch, "bilinear_upsample")
+    monkeypatch.setattr(file_of("bilinear_upsample"), "ELEMENTS", 1)
+    compare(grid, layout=layout, device=device, channels=5)
+
+
 def test_whole_numbers_in_64_bits(monkeypatch, device):
     from fcn_fast.kernels import grid
 
