@@ -5,19 +5,21 @@ An NCHW plane is a map of w numbers a row, a channels_last image one of w * c: `
 _sample: a program owns the outputs of a few rows of cells over BLOCK numbers of a row. It expands every coarse row to
 the output's width once, in registers, and keeps it for the next row of cells; then an output row costs two
 multiply-adds a number and one store of 16 bytes a thread. Reads the coarse map about once, writes the output once:
-bound by writing. Instructions a number at 4 and 8 times the size (sm_90, of its machine code): 17 and 13, in half
-precision 13 and 10, which is up to 45 and 70 % of an H100's issue slots at its full bandwidth. Where there are so few
-programs that each owns one row of cells, of up to ROWS output rows, it is bound by the latency of memory: all that a
-program reads is then on its way at once.
+bound by writing. Instructions a number at 4 and 8 times the size (sm_90, of its machine code): 35 and 28, in half
+precision 17, which is 70 to 80 % of an H100's issue slots at its full bandwidth. More rows a program would be fewer of
+them, and took longer in float32. Where a program owns one row of cells, of up to ROWS output rows, it is bound by the
+latency of memory: all that it reads is then on its way at once.
 
-_gather: a program owns BLOCK coarse numbers of a few coarse rows. It walks the output rows that read them, each of
-which it loads once for both coarse rows beside it, as windows of K columns; columns are summed last. Every output is
-loaded twice, the second time from L1. Instructions an output: 30, in half precision 33, which is three quarters of an
-H100's issue slots at its full bandwidth, and in half precision 1.7 times as many as it has: bound by them there, at
-half the bandwidth.
+_gather: a program owns a few coarse columns of a few coarse rows. It walks the output rows of its cells, LINES of them
+on their way at once, and loads every output once, in windows of the K columns of a cell: what an output adds to the
+four coarse pixels around its cell is its share of two rows, summed up as the rows come, and of two columns, summed up
+last. What a cell adds to the next column comes from the lane that owns it, so the first column's cell is another
+program's too, as is the first row's. Bound by reading the outputs, of which one in sixteen to six is read twice.
+Instructions an output at 8 times the size: 16, in half precision 13, which is 40 and 60 % of an H100's issue slots at
+its full bandwidth. An H100 took 75 us for 19x1024x2048, in bfloat16 43 us; a copy of as much 55 and 27 us.
 
 Registers (ptxas for sm_80 to sm_120): _sample up to 90 in float32, 146 in half precision, where a thread owns twice as
-many numbers; _gather 96.
+many numbers; _gather up to 184.
 """
 
 import functools
@@ -33,7 +35,7 @@ from fcn_fast.kernels.launch import Launch
 from fcn_fast.reference import memory_format
 
 PROGRAMS = 2048  # enough to fill a GPU; each does more only where there are more
-ELEMENTS, OWN, LINES, GATHERS, MOST_ROWS = 512, 4, 8, 1024, 16
+WINDOWS = 1024  # outputs of a row in all the windows of a program of _gather
 VARIES = [
     *rule.AXES,
     *("cells", "tiles", "groups", "rows", "row", "pieces", "group", "columns", "skip_height", "skip_groups"),
@@ -73,8 +75,10 @@ def _sampling(shape, grid, skip_size, layout, dtype):
     block = rule.power_of_two(row, 32, 128 * vector)
     tiles = rule.cdiv(row, block)
     count, longest = rule.cells(y, constants["ZERO"])
-    # Enough rows that finding the columns' taps does not count, but first of all enough programs.
-    cells = min(max(planes * tiles * count // PROGRAMS, 1), max(8 // longest, 1))
+    warps = max(block // (32 * vector), 1)
+    # Enough rows that finding the columns' taps does not count, but first of all enough programs, of four warps.
+    most = 32 if dtype.itemsize == 2 else 8
+    cells = min(max(planes * tiles * count * warps // (4 * PROGRAMS), 1), max(most // longest, 1))
     align, skip_align = _alignment(row), _alignment(skip_row)
     constants.update(
         BLOCK=block,
@@ -82,7 +86,7 @@ def _sampling(shape, grid, skip_size, layout, dtype):
         SKIP_ALIGN=skip_align,
         ROWS=rule.power_of_two(longest) if cells == 1 and longest <= 8 else 0,
         ACC=rule.accumulate_type(dtype),
-        num_warps=max(block // (32 * vector), 1),
+        num_warps=warps,
     )
     numbers = *y, *x, inner, cells, tiles, row // align, skip_size[0], skip_row // skip_align
     return Launch(_sample, (planes * rule.cdiv(count, cells) * tiles,), *numbers, **constants)
@@ -104,29 +108,33 @@ def bilinear_upsample_backward(grad_output, in_size, grid):
 def _gathering(shape, grid, layout, dtype):
     n, channels, height, width = shape
     planes, inner = (n, channels) if layout == torch.channels_last else (n * channels, 1)
+    last = inner > 1
     y, x, constants = rule.axes((height, width), grid)
-    k = rule.power_of_two(rule.cells(x, constants["ZERO"])[1])
-    # What lies side by side and aligned, of a window or of the channels, is read up to 16 bytes at a time.
-    pack = math.gcd(inner if inner > 1 else rule.alignment(x), 16 // dtype.itemsize)
-    elements = ELEMENTS // 2 if dtype == torch.float64 else ELEMENTS
-    most = max(elements // k, 4 if inner == 1 else 4 * pack)
-    pieces = inner // pack if inner > 1 else 1
-    groups = rule.cdiv(pieces, max(most // (4 * pack), 1)) if inner > 1 else 1
+    k, lines = (rule.power_of_two(rule.cells(axis, constants["ZERO"])[1]) for axis in (x, y))
+    # What lies side by side and aligned, of the channels or a window, is read up to 16 bytes at a time.
+    pack = math.gcd(inner if last else rule.alignment(x), 16 // dtype.itemsize)
+    # Outputs of a thread in a row, and of a program.
+    own = {8: 2, 4: 8 if last else 4, 2: 8}[dtype.itemsize]
+    outputs = WINDOWS if dtype.itemsize == 4 or last and dtype.itemsize == 2 else WINDOWS // 2
+    most = max(outputs // k, 4 * pack if last else 4)
+    # Channels come in pieces of pack, and these in groups, of which a block holds those of four columns at least.
+    pieces = inner // pack if last else 1
+    groups = rule.cdiv(pieces, max(most // (4 * pack), 1))
     group = rule.cdiv(pieces, groups)
-    wide = group * pack if inner > 1 else 1
-    block = rule.power_of_two((width + 1) * wide, most=most)
-    tiles = rule.cdiv(width, block // wide - 1)
+    piece = pack if last else 1
+    block = rule.power_of_two((width + 1) * group * piece, most=most)
+    tiles = rule.cdiv(width, block // (group * piece) - 1)
     # Enough rows that the cell above them, which the program above reads too, does not count, but first of all enough
     # programs.
-    rows = min(max(planes * groups * tiles * height // GATHERS, 1), MOST_ROWS)
+    rows = min(max(2 * planes * groups * tiles * height // PROGRAMS, 1), 16)
     constants.update(
         BLOCK=block,
         K=k,
         PACK=pack,
-        LAST=inner > 1,
-        LINES=rule.power_of_two(rule.cells(y, constants["ZERO"])[1], most=LINES),
+        LAST=last,
+        LINES=min(lines, 4),
         ACC=rule.accumulate_type(dtype),
-        num_warps=min(max(block * k // (32 * OWN), 1), 8),
+        num_warps=min(max(block * k // (32 * own), 1), 8),
     )
     numbers = *y, *x, pieces, group, groups, rule.cdiv(width, tiles), tiles, rows, x[1] * inner // pack
     return Launch(_gather, (planes * groups * tiles * rule.cdiv(height, rows),), *numbers, **constants)
@@ -226,18 +234,17 @@ def _gather(
     tile, program = program % tiles, program // tiles
     band, program = program % bands, program // bands
     plane = (program // groups).to(tl.int64)
-    # PACK numbers of a column are a piece. The cell before the first column has nothing of a program's but what its
-    # outputs add to that column.
-    WIDE: tl.constexpr = PACK if LAST else 1
+    # The first column is another program's: of its cell counts what the outputs add to the next column.
+    PIECE: tl.constexpr = PACK if LAST else 1
     lane = tl.arange(0, BLOCK)
-    column = tile * columns - 1 + lane // WIDE // group
-    piece = program % groups * group + lane // WIDE % group
-    channel = piece * WIDE + lane % WIDE
-    inner = pieces * WIDE if LAST else 1
-    mine = (lane // WIDE < (columns + 1) * group) & (piece < pieces) & (column < x[0])
+    column = tile * columns - 1 + lane // PIECE // group
+    piece = program % groups * group + lane // PIECE % group
+    channel = piece * PIECE + lane % PIECE
+    inner = pieces * PIECE if LAST else 1
+    mine = (lane // PIECE < (columns + 1) * group) & (piece < pieces) & (column < x[0])
 
     # A window of outputs for each number, its cell's.
-    begin = tl.where(mine, first_output(column, x, ZERO, INDEX), 0)
+    begin = tl.where(mine, first_output(column, x, ZERO, INDEX), 0)  # an operation for multiple_of to hold on to
     end = tl.where(mine, first_output(column + 1, x, ZERO, INDEX), 0)
     if not LAST:
         begin, end = tl.multiple_of(begin, PACK), tl.multiple_of(end, PACK)
@@ -266,7 +273,7 @@ def _gather(
         if i >= first:
             to_next = tl.sum(tl.where(right == 0, 0, upper * right), 1)
             total = tl.sum(tl.where(left == 0, 0, upper * left), 1)
-            total += tl.gather(to_next, tl.maximum(lane - group * WIDE, 0), 0)
+            total += tl.gather(to_next, tl.maximum(lane - group * PIECE, 0), 0)
             at = ((plane * y[0] + i) * x[0] + column) * inner + channel
-            tl.store(output + at, total.to(output.dtype.element_ty), mine & (lane >= group * WIDE))
+            tl.store(output + at, total.to(output.dtype.element_ty), mine & (lane >= group * PIECE))
         upper = lower

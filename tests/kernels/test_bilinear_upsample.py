@@ -49,7 +49,7 @@ def test_programs_that_own_several_rows(grid, monkeypatch, device):
 @pytest.mark.parametrize("grid", **by_name(FEW))
 def test_programs_that_own_few_columns(grid, layout, monkeypatch, device):
     plan_anew(monkeypatch, "bilinear_upsample")
-    monkeypatch.setattr(file_of("bilinear_upsample"), "ELEMENTS", 1)
+    monkeypatch.setattr(file_of("bilinear_upsample"), "WINDOWS", 1)
     compare(grid, layout=layout, device=device, channels=5)
 
 

@@ -13,7 +13,7 @@ from . import codegen
 
 # Registers of one kernel in any dtype; what a multiprocessor has left for other warps is 65536 over it.
 CEILINGS = {
-    "_sample": 152, "_gather": 104, "_forward": 128, "_backward": 128, "_argmax": 216, "_cells": 208,
+    "_sample": 152, "_gather": 192, "_forward": 128, "_backward": 128, "_argmax": 216, "_cells": 208,
     "_combine": 96, "_weigh": 64, "_finish": 64, "_scale": 64, "_pool": 64,
 }  # fmt: skip
 # Bytes that a thread may keep on the stack: none, but that later compilers spill a little of two kernels with capped
