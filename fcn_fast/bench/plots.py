@@ -119,7 +119,7 @@ def _draw_speed(panels):
         axes.tick_params(axis="y", length=0)
     names = {"eager": "eager PyTorch", "compile": "torch.compile"}
     handles = [_patch(COLOURS[variant], name) for variant, name in names.items() if variant in shown]
-    figure.legend(handles=handles, loc="outside lower left", fontsize=8.5, frameon=False, ncols=2)
+    figure.legend(handles=handles, loc="outside upper right", fontsize=8.5, frameon=False, ncols=2)
     return figure
 
 
