@@ -50,8 +50,13 @@ def start(cell, axis):
 
 
 def alignment(axis):
-    """What the first output of every cell, and the end, is a multiple of."""
-    return math.gcd(axis[1], *(start(cell, axis) for cell in range(-1, axis[0] + 1)))
+    """Of 8, 4, 2 and 1 the largest that the first output of every cell, and the end, is a multiple of."""
+    common = math.gcd(axis[1], 8)
+    for cell in range(-1, axis[0] + 1):
+        if common == 1:
+            break
+        common = math.gcd(common, start(cell, axis))
+    return common
 
 
 def accumulate_type(dtype):

@@ -10,9 +10,9 @@ warp that has met others starts afresh, with every class and the whole arithmeti
 Reads the coarse map once, neighbouring cells side by side, and what reaches the bar again from L1; writes the labels
 once. A channels_last map is made contiguous first, a copy of the coarse map: lanes a cell apart would otherwise read a
 sector each. Bound by issue slots, and on rough maps as much by comparing and selecting, which a GPU does at half its
-rate: 3 of 6 instructions a class and output. Instructions of a warp at 19 classes and x8, which is 1,024 outputs (sm_90,
-of its machine code): 1,200, and 200 for each class that reaches the bar. An H100 took 8 us at 19x128x256, x8, on smooth
-maps and 18 us on random ones, as did an H200, which took 0.11 ms and 0.28 ms at 16x150x128x128, x4.
+rate: 3 of 6 instructions a class and output. Instructions of a warp at 19 classes and x8, which is 1,024 outputs
+(sm_90, of its machine code): 1,200, and 200 for each class that reaches the bar. An H100 took 8 us at 19x128x256, x8,
+on smooth maps and 18 us on random ones, as did an H200, which took 0.11 ms and 0.28 ms at 16x150x128x128, x4.
 
 Registers (ptxas): 128 for sm_80 and sm_90 with up to 32 classes or 16 outputs a lane, 168 otherwise; up to 213 for
 Blackwell, and 174 in float64.

@@ -27,7 +27,8 @@ AIMS = [
     *(Case("softmax_loss", CITYSCAPES, "both", dtype=d, layout="channels_last") for d in ("float32", "bfloat16")),
     *(Case("bilinear_upsample", CITYSCAPES, way, "resize", "bfloat16") for way in ("forward", "backward")),
 ]
-BUT_COMPILE = ("eager", "grouped", "dense", "fcn_fast")  # which an aim is held against only here:
+BUT_COMPILE = ("eager", "grouped", "dense", "fcn_fast")
+# What is to be held against torch.compile too, which takes seconds to compile.
 COMPILED = ("softmax_loss", "upsample_softmax_loss", "upsample_argmax")
 JOBS = [suites.Job(case, None if case.operation in COMPILED else BUT_COMPILE, 0.3) for case in AIMS]
 # Whole nets first, and those in bfloat16.

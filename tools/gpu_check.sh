@@ -40,7 +40,7 @@ part() {
   else
     echo "--- $name (at most $limit s)"
     # An interrupted pytest still reports, and writes the measurements that it has.
-    timeout --signal=INT --kill-after=10 "$limit" "$@" >"$work/log" 2>&1 </dev/null
+    timeout --signal=INT --kill-after=20 "$limit" "$@" >"$work/log" 2>&1 </dev/null
     case $? in
       0) status=ok ;;
       3) status="not here" ;;
@@ -100,11 +100,12 @@ calls() {
   printf '%s\n' float32 bfloat16 float16 float64 | xargs -P 4 -I{} "$python" -P tools/gpu_calls.py {}
 }
 
-# The sanitizers beside them, which take as long. A process a core: most of the time is theirs.
+# The sanitizers beside them, which take as long. A process a core: most of the time is theirs. -v: what has run is known
+# too where time runs out and pytest, which then waits 10 seconds for its processes, is killed before it reports.
 tests() {
   needs
   printf 'sanitizer %s\n' memcheck racecheck initcheck | xargs -P 3 -I{} bash -c {} &
-  "$python" -P -m pytest tests -m cuda -n "$(nproc)" --dist worksteal -q -rfE -p no:cacheprovider
+  "$python" -P -m pytest tests -m cuda -n "$(nproc)" --dist worksteal -v -rfE -p no:cacheprovider
   local code=$?
   wait $! && return $code
 }

@@ -97,13 +97,13 @@ template <bool WHOLE = false, int PACK = 1> struct Order {
 template <int K, bool WHOLE, int PACK, class F> FCN_FAST_HOST_DEVICE void in_groups(const Order<WHOLE, PACK>& order, const F& f) {
   int32_t j = 0;
   for (; j + K <= order.count; j += K) f(j, std::integral_constant<int, K>{}, std::true_type{});
-  if (WHOLE && K > kTogether) {
+  if constexpr (WHOLE && K > kTogether) {
     for (; j < order.count; j += kTogether) f(j, std::integral_constant<int, kTogether>{}, std::true_type{});
-  } else if (PACK > 1) {
-    static_assert(PACK == 1 || K == 2 * PACK);
+  } else if constexpr (PACK > 1) {
+    static_assert(K == 2 * PACK);
     if (j < order.count) f(j, std::integral_constant<int, PACK>{}, std::true_type{});
-  } else if (!WHOLE && j < order.count) {
-    f(j, std::integral_constant<int, K>{}, std::false_type{});
+  } else if constexpr (!WHOLE) {
+    if (j < order.count) f(j, std::integral_constant<int, K>{}, std::false_type{});
   }
 }
 
@@ -417,7 +417,8 @@ template <class A> FCN_FAST_HOST_DEVICE Order<> odd_order(const Work<A>& w) { re
 
 // In an even number: two classes are read at once, by kAtOnce threads at a time, which is what all banks hold. Of those, as many
 // as ``meeting`` have rows that begin in the same banks, and each of them begins with another pair, the first or the second of
-// a group. Which one is a matter of the pixel's place in its image, so that it has the same bits in every batch.
+// a group. Which one is a matter of the pixel's place in its image, so that it has the same bits in every batch. In double
+// precision the compiler writes the two one by one.
 template <class T> FCN_FAST_HOST_DEVICE Order<false, 2> even_order(const Work<arithmetic_t<T>>& w, int64_t pixel) {
   constexpr int32_t kAtOnce = kBanks * 4 / (2 * sizeof(T));
   const int32_t pairs = w.classes / 2, even = pairs & -pairs, meeting = even < kAtOnce ? even : kAtOnce;

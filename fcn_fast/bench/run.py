@@ -2,6 +2,7 @@
 
 import functools
 import math
+import time
 
 import torch
 
@@ -98,8 +99,8 @@ def calls_of(case, device, variants, check=True):
     """The variants, each run once.
 
     Returns:
-        ({variant: :class:`Call`}, {variant: error}, notes): errors only if they are to be checked; a line for each
-        variant that PyTorch fails in.
+        ({variant: :class:`Call`}, {variant: error}, notes): ``first`` of a call are the seconds that it took; errors
+        only if they are to be checked; a line for each variant that PyTorch fails in.
 
     Raises:
         WrongResult: fcn_fast is further off than the case tolerates.
@@ -111,7 +112,9 @@ def calls_of(case, device, variants, check=True):
     for variant in variants:
         try:
             call = Call(case.function(variant, device), sets, case.direction)
-            results = call(*call.prepare())
+            prepared, start = call.prepare(), time.perf_counter()
+            results = call(*prepared)
+            call.first = time.perf_counter() - start
         except Exception as error:
             if variant in OURS or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise

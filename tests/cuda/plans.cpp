@@ -61,7 +61,7 @@ template <class T> int words_in_a_bank(int classes, int64_t image_pixels, int64_
 
 }  // namespace
 
-// How often an access to rows takes as long as it need to; 0 if not every class is read just once.
+// The most words in a bank that an access to rows meets, of all accesses; 0 if not every class is read just once.
 extern "C" int conflicts(int size, int classes, int64_t image_pixels, int64_t first) {
   if (size == 2) return words_in_a_bank<uint16_t>(classes, image_pixels, first);
   return size == 4 ? words_in_a_bank<float>(classes, image_pixels, first) : words_in_a_bank<double>(classes, image_pixels, first);

@@ -1,7 +1,10 @@
+import math
+from random import Random
+
 import pytest
 import torch
 
-from fcn_fast import kernels, reference
+from fcn_fast import BilinearGrid, kernels, reference
 from fcn_fast.reference import memory_format
 
 from ..ops.support import randn
@@ -51,6 +54,33 @@ def test_programs_that_own_few_columns(grid, layout, monkeypatch, device):
     plan_anew(monkeypatch, "bilinear_upsample")
     monkeypatch.setattr(file_of("bilinear_upsample"), "WINDOWS", 1)
     compare(grid, layout=layout, device=device, channels=5)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8, 16, 32])
+@pytest.mark.parametrize("zero", [False, True])
+def test_windows_begin_at_multiples_of_their_alignment(factor, zero, seed):
+    """The interpreter takes no notice of a wrong hint, a GPU faults or reads other numbers."""
+    from fcn_fast.kernels import grid as rule
+
+    random, aligned = Random(f"{seed} {factor} {zero}"), set()
+    for _ in range(200):
+        size, crop = random.randint(1, 40), random.choice([0, factor // 2, random.randint(0, factor)])
+        if zero:
+            end = factor * (size - 1) + 2 * factor - crop
+            window = {"kernel": 2 * factor, "crop": crop, "size": (random.randint(1, end),) * 2}
+            sampled = BilinearGrid.deconvolution((size, size), factor, **window)
+        else:
+            sampled = BilinearGrid.interpolate(
+                (size, size), (random.choice([size * factor, random.randint(1, 99)]),) * 2
+            )
+        _, axis, constants = rule.axes(sampled.in_size, sampled.numbers())
+        cells = [(d * sampled.step[1] + sampled.origin[1]) // sampled.unit[1] for d in range(sampled.size[1])]
+        cells = [min(max(cell, -1 - zero), size - 1 + zero) for cell in cells]
+        begins = [i for i in range(1, len(cells)) if cells[i] != cells[i - 1]]
+        found = rule.alignment(axis)
+        assert constants["ZERO"] == zero and all(i % found == 0 for i in (*begins, sampled.size[1]))
+        aligned.add(found)
+    assert math.gcd(factor // 2, 8) in aligned
 
 
 def test_whole_numbers_in_64_bits(monkeypatch, device):
