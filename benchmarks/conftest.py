@@ -17,6 +17,7 @@ import torch
 
 import fcn_fast
 from fcn_fast.bench import cases, machine, nets, run
+from fcn_fast.bench.memory import peak_bytes_later
 from fcn_fast.bench.timing import times
 
 SECONDS = 0.2  # of rounds a benchmark, within the bounds below
@@ -97,8 +98,22 @@ def device(pytestconfig):
     return _device(pytestconfig)
 
 
+@pytest.fixture(scope="session")
+def unfinished():
+    """What has no peak memory yet: another process measures it while the next benchmark is compiled and checked."""
+    found = []
+    yield found
+    finish(found)
+
+
+def finish(unfinished):
+    while unfinished:
+        extra_info, peak = unfinished.pop()
+        extra_info["peak_bytes"] = peak()
+
+
 @pytest.fixture
-def measure(benchmark, device):
+def measure(benchmark, device, unfinished):
     """measure(case, variant): check a variant of a case and time it."""
 
     def measure(case, variant):
@@ -110,6 +125,7 @@ def measure(benchmark, device):
         if notes:
             pytest.skip(notes[0])
         call = calls[variant]
+        finish(unfinished)  # nothing else runs while this is timed
 
         def timed(*prepared):
             call(*prepared)
@@ -129,6 +145,7 @@ def measure(benchmark, device):
             samples["event_"] = times(call, device, rounds)["event_"]
         entry = run.entry(case, device, variant, call, samples, errors[variant])
         benchmark.extra_info.update({**machine.facts(device), **entry})
+        unfinished.append((benchmark.extra_info, peak_bytes_later(case, variant, call, device)))
 
     yield measure
     torch.compiler.reset()

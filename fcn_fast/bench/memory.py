@@ -11,7 +11,7 @@ import torch
 
 from fcn_fast.bench.timing import Call, input_sets
 
-__all__ = ["growth", "peak_bytes"]
+__all__ = ["growth", "peak_bytes", "peak_bytes_later"]
 
 
 def peak_bytes(case, variant, call, device):
@@ -25,15 +25,26 @@ def peak_bytes(case, variant, call, device):
         call: the variant's :class:`fcn_fast.bench.timing.Call`, warm.
         device: a ``torch.device``.
     """
+    return peak_bytes_later(case, variant, call, device)()
+
+
+def peak_bytes_later(case, variant, call, device):
+    """A function that returns :func:`peak_bytes`; until it does, the other process may be at work."""
     if device.type == "cuda":
-        return growth(functools.partial(call, *call.prepare()), device)
+        found = growth(functools.partial(call, *call.prepare()), device)
+        return lambda: found
     if not Path("/proc/self/clear_refs").exists():
-        return None
-    try:
-        return _process().submit(_resident_growth, case, variant, torch.get_num_threads()).result()
-    except concurrent.futures.process.BrokenProcessPool:  # killed, most likely for its memory
-        _process.cache_clear()
-        return None
+        return lambda: None
+    pending = _process().submit(_resident_growth, case, variant, torch.get_num_threads())
+
+    def peak():
+        try:
+            return pending.result()
+        except concurrent.futures.process.BrokenProcessPool:  # killed, most likely for its memory
+            _process.cache_clear()
+            return None
+
+    return peak
 
 
 def growth(call, device):

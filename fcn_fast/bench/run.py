@@ -56,7 +56,10 @@ def measure(case, device, seconds=0.5, variants=None, check=True):
     try:
         calls, errors, notes = calls_of(case, device, variants, check)
         samples = interleave(calls, device, seconds)
-        return [entry(case, device, v, calls[v], samples[v], errors.get(v)) for v in calls], notes
+        entries = [entry(case, device, v, calls[v], samples[v], errors.get(v)) for v in calls]
+        for found in entries:
+            found["peak_bytes"] = peak_bytes(case, found["variant"], calls[found["variant"]], device)
+        return entries, notes
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise Skipped(f"{case.group}: {first_line(error)}") from error
@@ -65,7 +68,7 @@ def measure(case, device, seconds=0.5, variants=None, check=True):
 
 
 def entry(case, device, variant, call, samples, error):
-    """What a record has of a variant: the facts of its case, and everything that is measured of it.
+    """What a record has of a variant: the facts of its case, and what is measured of it but for peak memory.
 
     Args:
         case, device, variant: what was measured.
@@ -84,7 +87,6 @@ def entry(case, device, variant, call, samples, error):
         **times,
         **_use(case, device, times),
         **({} if error is None else {"error": error if math.isfinite(error) else None, "error_against": case.against}),
-        "peak_bytes": peak_bytes(case, variant, call, device),
     }
 
 
