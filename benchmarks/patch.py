@@ -6,7 +6,8 @@
 NAME says what is measured, such as h100 or epyc-zen5-2-threads. Nothing else should be running; it takes some minutes
 and needs transformers. A step is forward with labels and backward, from random weights. A model and its patched copy
 take turns, on the same images and with the same dropout; the first round warms up. Peak memory is that of one step
-beyond what is held before it: on the CPU the growth of the resident set of a process of its own (Linux).
+beyond what is held before it: by a GPU's allocator, on the CPU the growth of the resident set of a process of its own
+(Linux).
 """
 
 import copy
@@ -207,7 +208,7 @@ def measure(quick):
     found = {}
     for name in (*MODELS, PROCESSOR):
         found[name] = measure_processor(quick) if name == PROCESSOR else measure_model(name, quick)
-        found[name]["peak_mib"] = scripts.peaks(__file__, name, SIDES, quick)
+        found[name]["peak_mib"] = scripts.peaks(__file__, name, SIDES, quick, call=warm_call, device=DEVICE)
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     facts = scripts.environment(DEVICE, ROOT) | {"transformers": transformers.__version__}
     return {"environment": facts, "models": found}

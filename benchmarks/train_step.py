@@ -5,9 +5,9 @@
 
 NAME says what is measured, such as h100 or epyc-zen5-2-threads. Nothing else should be running; it takes some minutes.
 Both sides train the same net from the same random weights on the same generated pictures, a step each in turn, and take
-turns in going first; the first two rounds warm up. Peak memory is that of one step beyond what is held before it: on
-the CPU the growth of the resident set of a process of its own (Linux). As a measure of how rounding grows from step to
-step, PyTorch's side trains again from weights that differ in their last bit.
+turns in going first; the first two rounds warm up. Peak memory is that of one step beyond what is held before it: by a
+GPU's allocator, on the CPU the growth of the resident set of a process of its own (Linux). As a measure of how rounding
+grows from step to step, PyTorch's side trains again from weights that differ in their last bit.
 """
 
 import json
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from fcn_fast import eager, models, ops
-from fcn_fast.bench import memory, scripts
+from fcn_fast.bench import scripts
 from fcn_fast.data.shapes import Shapes
 from fcn_fast.pictures import SIDE_COLOURS
 from fcn_fast.train import SOLVERS, Trainer, initialise
@@ -81,16 +81,13 @@ def measure_case(case):
             start = time.perf_counter()
             losses[side].append(trainers[side].advance()[0])  # reads the loss, which waits for the device
             times[side].append(float(f"{1e3 * (time.perf_counter() - start):.5g}"))
-    found = {"solver": asdict(case["solver"])}
-    if DEVICE.type == "cuda":  # whose allocator counts; on the CPU it takes a process each
-        found["peak_mib"] = {side: round(memory.growth(trainers[side].advance, DEVICE) / 2**20, 1) for side in SIDES}
     control = trainer(case, "eager")
     with torch.no_grad():
         for weight in control.model.parameters():
             weight.mul_(1 + torch.finfo(weight.dtype).eps)
     losses[CONTROL] = [control.advance()[0] for _ in range(case["steps"])]
     milliseconds = {side: each[WARM:] for side, each in times.items()}
-    return found | {"milliseconds": milliseconds, "losses": losses}
+    return {"solver": asdict(case["solver"]), "milliseconds": milliseconds, "losses": losses}
 
 
 def warm_call(name, side, quick):
@@ -105,8 +102,7 @@ def measure(quick):
     found = {}
     for name in CASES:
         found[name] = measure_case(case_of(name, quick))
-        if "peak_mib" not in found[name]:
-            found[name]["peak_mib"] = scripts.peaks(__file__, name, SIDES, quick)
+        found[name]["peak_mib"] = scripts.peaks(__file__, name, SIDES, quick, call=warm_call, device=DEVICE)
         print("  ".join(row(name, found[name])), flush=True)
     return {"environment": scripts.environment(DEVICE, ROOT), "cases": found}
 

@@ -80,7 +80,7 @@ def _sampling(shape, grid, skip_size, layout, dtype):
     # Enough rows that finding the columns' taps does not count, but first of all enough programs, of four warps.
     most = 32 if dtype.itemsize == 2 else 8
     cells = min(max(planes * tiles * count * warps // (4 * PROGRAMS), 1), max(most // longest, 1))
-    align, skip_align = _alignment(row), _alignment(skip_row)
+    align, skip_align = _row_alignment(row), _row_alignment(skip_row)
     constants.update(
         BLOCK=block,
         ALIGN=align,
@@ -141,7 +141,7 @@ def _gathering(shape, grid, layout, dtype):
     return Launch(_gather, (planes * groups * tiles * rule.cdiv(height, rows),), *numbers, **constants)
 
 
-def _alignment(row):
+def _row_alignment(row):
     """What a row's length is a multiple of, as far as that helps; 1 for none at all."""
     return math.gcd(row, 16) if row else 1
 

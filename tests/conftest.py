@@ -124,9 +124,9 @@ def peaks_side_by_side(monkeypatch):
 
     one_by_one = scripts.peaks
 
-    def peaks(script, case, sides, quick):
+    def peaks(script, case, sides, quick, **options):
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            found = pool.map(lambda side: one_by_one(script, case, [side], quick)[side], sides)
+            found = pool.map(lambda side: one_by_one(script, case, [side], quick, **options)[side], sides)
             return dict(zip(sides, found, strict=True))
 
     monkeypatch.setattr(scripts, "peaks", peaks)

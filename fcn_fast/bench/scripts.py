@@ -47,15 +47,24 @@ def main(script, description, page, *, measure, call, device, show):
     show(given.results, given.page)
 
 
-def peaks(script, case, sides, quick):
-    """{side: MiB that a case's call holds at most beyond what is held before}, each in a process of its own."""
+def peaks(script, case, sides, quick, *, call, device):
+    """{side: MiB that a case's call holds at most beyond what is held before}; on the CPU in a process each.
+
+    Args:
+        script: path of the script, in which the process runs ``call``.
+        case, sides, quick: what to call, and how.
+        call, device: as in :func:`main`.
+    """
     # Large blocks get pages of their own, so that a peak is not hidden by memory that an earlier step left behind.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     found = {}
     for side in sides:
-        command = [sys.executable, "-P", script, "--peak", case, side, *(["--quick"] if quick else [])]
-        output = subprocess.check_output(command, env=environment, text=True)
-        found[side] = round(float(output.splitlines()[-1]) / 2**20, 1)
+        if device.type == "cuda":  # whose allocator counts
+            peak = memory.growth(call(case, side, quick), device)
+        else:
+            command = [sys.executable, "-P", script, "--peak", case, side, *(["--quick"] if quick else [])]
+            peak = float(subprocess.check_output(command, env=environment, text=True).splitlines()[-1])
+        found[side] = round(peak / 2**20, 1)
     return found
 
 

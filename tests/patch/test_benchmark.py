@@ -31,10 +31,10 @@ def test_records_and_renders(script, tmp_path, monkeypatch, peaks_side_by_side):
     monkeypatch.setattr(script, "build", build_smooth)
     peaks = script.scripts.peaks
 
-    def peaks_of_maps_here(path, case, sides, quick):
+    def peaks_of_maps_here(path, case, sides, quick, **options):
         """Without processes of their own, which would import transformers once more each."""
         if case != script.PROCESSOR:
-            return peaks(path, case, sides, quick)
+            return peaks(path, case, sides, quick, **options)
         calls = {side: script.warm_call(case, side, quick) for side in sides}
         return {side: script.scripts.memory.growth(call, script.DEVICE) / 2**20 for side, call in calls.items()}
 
