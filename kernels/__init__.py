@@ -23,6 +23,7 @@ OPERATORS = {
     "upsample_softmax_loss": "upsample_softmax_loss",
     "upsample_argmax": "upsample_argmax",
 }
+SHARED = ("grid", "labels", "cells")  # files
 registered = set()  # of OPERATORS, those that run here on the GPU
 
 
@@ -80,7 +81,13 @@ def _working(name):
 
 def _load(name):
     ours = globals().get(name)
-    found = getattr(importlib.import_module(f"{__name__}.{OPERATORS.get(name, name)}"), name)
+    for file in (*SHARED, OPERATORS.get(name, name)):
+        module = importlib.import_module(f"{__name__}.{file}")
+        # Under what name Triton keeps a kernel hangs on which functions it has met before (seen in 3.6): it is to meet
+        # them in one order, or a program that calls the operators in another one would compile them again.
+        for value in vars(module).values():
+            getattr(value, "cache_key", None)
+    found = getattr(module, name)
     # Importing a file binds its name to the module; the function of that name is what callers mean.
     globals()[name] = ours if inspect.isfunction(ours) else found
     return found

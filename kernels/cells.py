@@ -136,10 +136,10 @@ def _combine(
     p = tl.minimum(tl.program_id(0) % tiles * BLOCK + tl.arange(0, BLOCK), height * width - 1)[None, :]
     columns = width + 1 + 2 * ZERO
     # The cell that the pixel is the upper left corner of, and the one above; each has the one to its left added in.
-    cell = (n * (height + 1 + 2 * ZERO) + p // width + 1 + ZERO) * columns + p % width + 1 + ZERO
+    cell = (p // width + 1 + ZERO) * columns + p % width + 1 + ZERO
     above = cell - columns
     line = programs * (LANES + 1)
-    at = maps + tl.cast(k, WIDE) * line
+    at = maps + tl.cast(k, WIDE) * line + n * (tl.cdiv((height + 1 + 2 * ZERO) * columns, LANES) * (LANES + 1))
     to_lower = tl.cast(splits, WIDE) * classes * line
     total = tl.zeros((C, BLOCK), maps.dtype.element_ty)
     for _ in range(splits):

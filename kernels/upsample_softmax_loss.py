@@ -1,6 +1,7 @@
 """The softmax loss of upsampled logits, and its gradient in the coarse logits, with nothing of the output's size.
 
 _cells: a program is one warp; a lane owns up to KY x KX outputs of one cell, with what it knows of each in registers.
+A warp's cells are of one image, which so has the same bits alone and in a batch.
 It loops over the classes twice, each time reading a class's four corners once for all of them: for the sum of the
 exponentials, and for the gradient. They are shifted by a number near the cell's largest logit, which a class raises
 whose corners lie HEADROOM above it: then the sums are rescaled, for most cells a few times or never. Along either axis
@@ -157,9 +158,8 @@ def _plan(shape, grid, dtype, layout, gradient, reduction, ignore_index, label_s
 
     @functools.cache
     def launches(images):
-        cells = images * rows * columns
-        programs = rule.cdiv(cells, LANES)
-        numbers = *y, *x, classes, cells, ignore_index, divisor(reduction, n, count)
+        programs = images * rule.cdiv(rows * columns, LANES)
+        numbers = *y, *x, classes, rows * columns, ignore_index, divisor(reduction, n, count)
         sizes = (images, *shape[1:]), layout == torch.channels_last, splits, programs
         combine = combining(*sizes, constants["WIDE"], constants["ZERO"])
         return programs, Launch(_cells, (programs, *parts), *numbers, **constants), combine
@@ -186,12 +186,16 @@ def _cells(
     WIDE: tl.constexpr, ZERO: tl.constexpr, INDEX: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
-    lane = tl.program_id(0) * LANES + tl.arange(0, LANES)
-    cell = place_of_cell(lane, y, x, ZERO) + (lane < cells,)
+    warps = tl.cdiv(cells, LANES)  # of an image
+    lane = tl.program_id(0) % warps * LANES + tl.arange(0, LANES)
+    _, i, j = place_of_cell(lane, y, x, ZERO)
+    cell = tl.program_id(0) // warps, i, j, lane < cells
     corners = _corners(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
     if total is not None:
-        scale = mean_scale(tl.sum(tl.load(total + tl.arange(0, WEIGHERS)), 0).to(ACC))
+        # Read as a rectangle: Triton would deal outputs of a warp, where they are as many, to lanes as these, by twos.
+        at = tl.arange(0, 8)[:, None] * (WEIGHERS // 8) + tl.arange(0, WEIGHERS // 8)[None, :]
+        scale = mean_scale(tl.sum(tl.sum(tl.load(total + at), 1), 0).to(ACC))
     else:
         scale = 1 / tl.cast(divisor, ACC)
     outputs = _outputs(
@@ -290,7 +294,7 @@ def _outputs(
     dst_y, known_y = outputs_of(i, part, y, 0, KY, ZERO, INDEX)
     dst_x, known_x = outputs_of(j, tl.program_id(2), x, 1, KX, ZERO, INDEX, True)
     known = in_line(known_y & known_x & used[None, None, :])
-    at = (n[None, None, :].to(WIDE) * y[1] + dst_y) * x[1] + dst_x
+    at = (n.to(WIDE) * y[1] + dst_y) * x[1] + dst_x
     shape: tl.constexpr = at.shape
     at = in_line(at)
     label = read_label(target, at, known, classes, ignore_index)
@@ -340,19 +344,25 @@ def _terms(corners, shift, down, along, KY: tl.constexpr, KX: tl.constexpr):
 
 
 @triton.jit
-def _to_sides(corners, shift, down, along, share_left, share_right):
-    """What a row's exp(logit - shift) give its two sides, (KY, LANES): polynomials of the row's ratio."""
-    first, ratio = _rows(corners, shift, down, along, share_left.shape[0])
-    ratio = tl.broadcast_to(ratio, share_left.shape)
-    to_left, to_right, _ = tl.reduce((share_left, share_right, ratio), 1, _polynomials)
-    first = tl.sum(first, 1)
+def _to_sides(corners, shift, down, along, left_columns, right_columns):
+    """What a row's exp(logit - shift) give its two sides, (KY, LANES): polynomials of the row's ratio, whose
+    coefficients are the shares' columns, highest first."""
+    first, ratio = _rows(corners, shift, down, along, left_columns[0].shape[0])
+    first, ratio = tl.sum(first, 1), tl.sum(ratio, 1)
+    to_left, to_right = left_columns[0], right_columns[0]
+    for k in tl.static_range(1, len(left_columns)):
+        to_left, to_right = tl.fma(to_left, ratio, left_columns[k]), tl.fma(to_right, ratio, right_columns[k])
     return first * to_left, first * to_right
 
 
 @triton.jit
-def _polynomials(left, right, power, next_left, next_right, next_power):
-    """Two polynomials with the coefficients of both, highest first, and the power that those after them are below."""
-    return tl.fma(left, next_power, next_left), tl.fma(right, next_power, next_right), power * next_power
+def _columns(tile):
+    """Those of a (KY, KX, LANES) tile, each (KY, LANES). Not left to tl.reduce, which may take them in any order."""
+    column = tl.arange(0, tile.shape[1])[None, :, None]
+    columns = (tl.sum(tl.where(column == 0, tile, 0), 1),)
+    for k in tl.static_range(1, tile.shape[1]):
+        columns = columns + (tl.sum(tl.where(column == k, tile, 0), 1),)
+    return columns
 
 
 @triton.jit
@@ -483,7 +493,7 @@ def _gentle(
                     value -= _logits_of(now, shift, to_left, to_right, taps)
         else:
             share = whole / sums
-            share_left, share_right = share * left, share * right
+            share_left, share_right = _columns(share * left), _columns(share * right)
             evenly = _to_corners(even, taps, False)
             out, line, to_lower = place_in_maps(maps, classes, shift.numel, WIDE)
             ahead, pointer = _first(logits, plane, corners, classes, GRADIENT_AHEAD)

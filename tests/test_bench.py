@@ -139,8 +139,8 @@ def test_a_measurement_says_how_near_to_the_machine_it_comes(size, device):
         assert entry["error"] < 1e-5 and entry["threads"] == torch.get_num_threads()
         best = entry["milliseconds"]
         if device.type == "cuda":
-            assert {"event_milliseconds", "graph_milliseconds"} <= set(entry)
-            best = entry["event_milliseconds"]
+            assert entry["event_milliseconds"]["median"] > 0
+            best = entry["graph_milliseconds"]  # which a call as short as this has
         assert entry["gb_per_s"] == pytest.approx(entry["bytes"] / best["median"] / 1e6, rel=1e-3)
         assert entry["percent_of_copy"] == pytest.approx(entry["gb_per_s"] / 0.2, rel=1e-2)
         assert entry["limit"]["percent"] == pytest.approx(

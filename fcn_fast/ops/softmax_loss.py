@@ -76,7 +76,8 @@ def softmax_loss(
 def _at_once(logits, reduction):
     """Whether to make the gradient with the loss, which in CUDA C++ saves reading the logits again.
 
-    A compiled graph would have to copy it to scale it. In float16 it would be too small a number before it is scaled.
+    A compiled graph would have to copy it to scale it. In float16 it would be too small a number before it is scaled;
+    in bfloat16 it is rounded twice, where it is scaled by other than a power of two.
     """
     return (
         logits.is_cuda

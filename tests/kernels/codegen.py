@@ -111,6 +111,10 @@ def cases(dtypes=DTYPES):
                 (map_of(dtype, n, c, h * 8, w * 8), [h, w], deconvolution),
             )
             yield "upsample_argmax-zero", kernels.upsample_argmax, (x, deconvolution, torch.int64)
+            for scales in ((2, 4), (4, 2)):  # as many outputs a warp as _weigh leaves sums
+                grid = BilinearGrid.interpolate((h, w), scale_factor=scales).numbers()
+                rest = (map_of("uint8", n, h * scales[0], w * scales[1]), None, None, grid, 255, 1, 0.0, False, True)
+                yield f"upsample_softmax_loss-{scales[0]}x{scales[1]}", kernels.upsample_softmax_loss, (x, *rest)
             zero = (map_of("int32", n, h * 8, w * 8), None, None, deconvolution)
             weighted = (map_of("uint8", n, *size), None, map_of(dtype, n, *size), interpolate, 255, 2, 0.0, False, True)
             yield "upsample_softmax_loss-pixel_weight", kernels.upsample_softmax_loss, (x, *weighted)
@@ -148,7 +152,9 @@ def report(kernel):
         for kind in ("ld", "st")
     }
     loops = {stage: carried(kernel.asm[stage]) for stage in ("ttir", "ttgir")}
-    return {**resources(kernel.asm["cubin"]), "shared": kernel.metadata.shared, "bits": widths, "carried": loops}
+    lanes = sorted(set(re.findall(r"threadsPerWarp = \[(\d+, \d+, \d+)\]", kernel.asm["ttgir"])))
+    facts = {"shared": kernel.metadata.shared, "bits": widths, "carried": loops, "lanes": lanes}
+    return resources(kernel.asm["cubin"]) | facts
 
 
 def carried(ir):

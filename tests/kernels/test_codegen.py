@@ -68,6 +68,8 @@ def test_codegen(gpu, case, reports):
         assert report["registers"] <= CEILINGS[kernel], report
         # Triton 3.6 loses a scalar that begins as the same function of the loop's variable that it goes on as.
         assert report["carried"]["ttgir"] == report["carried"]["ttir"], report
+        if kernel == "_cells":  # a lane has a cell's outputs for itself, or sums of them would need the others
+            assert report["lanes"] == ["1, 1, 32"], report
         if "contiguous" in case and kernel in WIDEST:
             load, store = WIDEST[kernel]
             assert report["bits"]["ld"] >= load and report["bits"]["st"] >= store, report

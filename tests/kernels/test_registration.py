@@ -65,6 +65,20 @@ def test_a_kernel_that_is_registered_first_takes_precedence():
     python(program)
 
 
+def test_codegen_keeps_kernels_under_one_name():
+    """Whatever was called before: or each order of calls would wait for the compiler once."""
+    program = (
+        "import sys, fcn_fast; from fcn_fast import kernels; found = {}\n"
+        "for operator in sorted(kernels.OPERATORS, reverse=REVERSE):\n"
+        "    module = kernels._load(operator).__module__\n"
+        "    for name, value in vars(sys.modules[module]).items():\n"
+        "        if hasattr(value, 'cache_key'): found[f'{module}.{name}'] = value.cache_key\n"
+        "print(*sorted(found.items()), sep='\\n')"
+    )
+    one, other = (python(program.replace("REVERSE", reverse)).stdout for reverse in ("False", "True"))
+    assert one == other and "upsample_softmax_loss._cells" in one and "bilinear_upsample._gather" in one
+
+
 def test_a_broken_triton_leaves_the_reference(tmp_path):
     (tmp_path / "triton").mkdir()
     (tmp_path / "triton" / "__init__.py").write_text("raise RuntimeError('no libcuda')")

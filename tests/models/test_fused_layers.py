@@ -215,7 +215,7 @@ def test_other_channels_fail_as_before(calls):
 @pytest.mark.parametrize("name", NAMES)
 def test_on_a_gpu(name, layout, dtype, monkeypatch):
     model = build(name, width=1 / 8).cuda()
-    x = image(model, 41, 56, batch=2).cuda()
+    x = image(model, 41, 56, batch=2).cuda() / 128  # what these random weights make of more is beyond float16
     exact = model(x)
     model, x = model.to(dtype).to(memory_format=layout), x.to(dtype).contiguous(memory_format=layout)
     original, calls = torch.cudnn_convolution_relu, []
