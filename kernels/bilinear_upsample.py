@@ -80,6 +80,8 @@ def _sampling(shape, grid, skip_size, layout, dtype):
     # Enough rows that finding the columns' taps does not count, but first of all enough programs, of four warps.
     most = 32 if dtype.itemsize == 2 else 8
     cells = min(max(planes * tiles * count * warps // (4 * PROGRAMS), 1), max(most // longest, 1))
+    if skip_size[0] and 8 <= longest * dtype.itemsize and longest <= 8:
+        cells = 1  # to read a skip takes longer than to find taps: all rows of it on their way at once
     align, skip_align = _row_alignment(row), _row_alignment(skip_row)
     constants.update(
         BLOCK=block,

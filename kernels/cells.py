@@ -112,10 +112,12 @@ def combining(shape, channels_last, splits, programs, wide, zero):
     n, classes, height, width = shape
     pixels = height * width
     strides = (1, classes) if channels_last else (pixels, 1)
+    # Many channels that are no whole sectors are written in longer lines.
+    c, block = (32, 32) if channels_last and classes > 32 and classes % 8 else (8, 128)
     return Launch(
-        _combine, (n * cdiv(pixels, 128) * cdiv(classes, 8),),
+        _combine, (n * cdiv(pixels, block) * cdiv(classes, c),),
         classes, height, width, splits, programs, classes * pixels, *strides,
-        C=8, BLOCK=128, LANES=LANES, WIDE=wide, ZERO=zero, num_warps=4,
+        C=c, BLOCK=block, LANES=LANES, WIDE=wide, ZERO=zero, num_warps=4,
     )  # fmt: skip
 
 
