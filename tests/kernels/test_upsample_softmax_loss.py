@@ -106,9 +106,11 @@ def test_labels_that_share_a_bit(options, scale, classes, device):
     compare(logits, target, grid, options_of(options, (1, classes, *grid.size), torch.float32, device))
 
 
-@pytest.mark.parametrize("classes", [1, 2, 21])
-def test_class_counts(classes, device):
-    compare(*random(ONE_WARP_ZERO, classes=classes, device=device))
+@pytest.mark.parametrize(
+    ("classes", "layout"), [(1, "contiguous"), (2, "contiguous"), (21, "contiguous"), (35, "channels_last")]
+)
+def test_class_counts(classes, layout, device):
+    compare(*random(ONE_WARP_ZERO, classes=classes, n=2, layout=layout, device=device))
 
 
 @pytest.mark.parametrize("grid", **by_name(FEW))
