@@ -3,7 +3,7 @@
     pytest benchmarks/ --benchmark-only [--sizes all] [--dtypes float16] [-k "VOC and both"]
 
 By default that is everything at VOC's size, the fused loss at the larger ones, and FCN-8s in its published geometry:
-8 min 37 s on two threads of a Xeon with nothing in torch.compile's cache.
+7 min 46 s on two threads of a Xeon with nothing in torch.compile's cache.
 
 A group holds one case (fcn_fast/bench/cases.py, nets.py): its variants compute the same from the same inputs, and each
 is checked before it is timed. ``extra_info`` has the bytes that the case must move and by which formula, GB/s, per cent

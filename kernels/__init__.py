@@ -23,7 +23,7 @@ OPERATORS = {
     "upsample_softmax_loss": "upsample_softmax_loss",
     "upsample_argmax": "upsample_argmax",
 }
-SHARED = ("grid", "labels", "cells")  # files
+SHARED = ("grid", "labels", "cells", "bilinear_upsample")  # files that others use
 registered = set()  # of OPERATORS, those that run here on the GPU
 
 

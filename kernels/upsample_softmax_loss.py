@@ -188,7 +188,7 @@ def _cells(
     y, x = (y_in, y_out, y_step, y_origin, y_unit), (x_in, x_out, x_step, x_origin, x_unit)
     warps = tl.cdiv(cells, LANES)  # of an image
     lane = tl.program_id(0) % warps * LANES + tl.arange(0, LANES)
-    _, i, j = place_of_cell(lane, y, x, ZERO)
+    _, i, j = place_of_cell(tl.minimum(lane, cells - 1), y, x, ZERO)  # the last one again, in lanes that have none
     cell = tl.program_id(0) // warps, i, j, lane < cells
     corners = _corners(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
@@ -242,10 +242,9 @@ def _cells(
 
 @triton.jit
 def _corners(cell, y, x, classes, ZERO: tl.constexpr, WIDE: tl.constexpr):
-    """As corners_of; without a zero border nothing is masked, and lanes that have no cell read pixel 0."""
+    """As corners_of, but without a zero border nothing is masked."""
     a, b, c, d = corners_of(cell, y, x, classes, ZERO, WIDE)
-    used = cell[3]
-    at = tl.where(used, a[0], 0), tl.where(used & (b[0] != a[0]), 1, 0), tl.where(used & (c[0] != a[0]), x[0], 0)
+    at = a[0], tl.where(b[0] != a[0], 1, 0), tl.where(c[0] != a[0], x[0], 0)
     return at + (a[1], b[1], c[1], d[1]) if ZERO else at
 
 

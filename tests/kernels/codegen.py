@@ -115,6 +115,8 @@ def cases(dtypes=DTYPES):
                 grid = BilinearGrid.interpolate((h, w), scale_factor=scales).numbers()
                 rest = (map_of("uint8", n, h * scales[0], w * scales[1]), None, None, grid, 255, 1, 0.0, False, True)
                 yield f"upsample_softmax_loss-{scales[0]}x{scales[1]}", kernels.upsample_softmax_loss, (x, *rest)
+            many, rest = map_of(dtype, 2, 150, h, w, last=True), (map_of("uint8", 2, *size), None, None, interpolate)
+            yield "upsample_softmax_loss-150", kernels.upsample_softmax_loss, (many, *rest, 255, 1, 0.0, False, True)
             zero = (map_of("int32", n, h * 8, w * 8), None, None, deconvolution)
             weighted = (map_of("uint8", n, *size), None, map_of(dtype, n, *size), interpolate, 255, 2, 0.0, False, True)
             yield "upsample_softmax_loss-pixel_weight", kernels.upsample_softmax_loss, (x, *weighted)

@@ -5,8 +5,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fcn_fast import BilinearGrid, kernels, reference
 from fcn_fast.reference import FULL, MEAN, NONE, SUM
 
-from ..ops.support import labels, randn
+from ..ops.support import interpolation, labels, randn
 from .support import (
+    CLAMPED,
     DTYPES_AND_LAYOUTS,
     FEW,
     GRIDS,
@@ -110,7 +111,8 @@ def test_labels_that_share_a_bit(options, scale, classes, device):
     ("classes", "layout"), [(1, "contiguous"), (2, "contiguous"), (21, "contiguous"), (35, "channels_last")]
 )
 def test_class_counts(classes, layout, device):
-    compare(*random(ONE_WARP_ZERO, classes=classes, n=2, layout=layout, device=device))
+    grid = CLAMPED if layout == "channels_last" else ONE_WARP_ZERO  # of which _combine has two tiles
+    compare(*random(grid, classes=classes, layout=layout, device=device))
 
 
 @pytest.mark.parametrize("grid", **by_name(FEW))
@@ -181,10 +183,13 @@ def test_chunks_of_the_batch(layout, monkeypatch, device):
         compare(logits, target, grid, options_of("all", shape, torch.float32, device), reduction)
 
 
-def test_an_image_has_the_same_bits_alone_and_in_a_batch(device):
-    """Though the one before it is steep, and both would meet in a warp."""
-    logits, target, grid = random(ZERO, n=2, device=device)
+@pytest.mark.parametrize("first", [100.0, INF])
+@pytest.mark.parametrize("grid", **by_name({"clamped": interpolation((3, 4), size=(6, 8)).grid, "zero": ZERO}))
+def test_an_image_has_the_same_bits_alone_and_in_a_batch(grid, first, device):
+    """Though the one before it is steep, or not finite, and both would meet in a warp."""
+    logits, target, _ = random(grid, classes=4, n=2, device=device)
     logits[0] *= 100
+    logits[0, :, 0, 0] = first
 
     def call(reduction, images):
         arguments = (logits[images], target[images], None, None, grid.numbers(), 255, reduction, 0.0, False, True)
