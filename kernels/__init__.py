@@ -83,14 +83,15 @@ def _load(name):
     ours = globals().get(name)
     for file in (*SHARED, OPERATORS.get(name, name)):
         module = importlib.import_module(f"{__name__}.{file}")
+        # Importing a file binds its name to the module; the function of that name is what callers mean.
+        if file in OPERATORS:
+            globals()[file] = getattr(module, file)
         # Under what name Triton keeps a kernel hangs on which functions it has met before (seen in 3.6): it is to meet
         # them in one order, or a program that calls the operators in another one would compile them again.
         for value in vars(module).values():
             getattr(value, "cache_key", None)
-    found = getattr(module, name)
-    # Importing a file binds its name to the module; the function of that name is what callers mean.
-    globals()[name] = ours if inspect.isfunction(ours) else found
-    return found
+    globals()[name] = ours if inspect.isfunction(ours) else getattr(module, name)
+    return getattr(module, name)
 
 
 def __getattr__(name):

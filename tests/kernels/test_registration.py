@@ -65,6 +65,16 @@ def test_a_kernel_that_is_registered_first_takes_precedence():
     python(program)
 
 
+@pytest.mark.parametrize("first", ["softmax_loss", "skip_fuse", "scale_gradient"])
+def test_names_stand_for_functions_whatever_is_called_first(first):
+    python(
+        f"import inspect, fcn_fast; from fcn_fast import kernels; kernels._load({first!r})\n"
+        "for name in (*kernels.OPERATORS, 'max_pool', 'scale_gradient'):\n"
+        "    assert inspect.isfunction(getattr(kernels, name)), name\n"
+        "assert kernels.scale_gradient.__module__ == 'fcn_fast.kernels'"
+    )
+
+
 def test_codegen_keeps_kernels_under_one_name():
     """Whatever was called before: or each order of calls would wait for the compiler once."""
     program = (
