@@ -193,7 +193,7 @@ def _cells(
     corners = _corners(cell, y, x, classes, ZERO, WIDE)
     plane = tl.cast(y[0], WIDE) * x[0]
     if total is not None:
-        # Read as a rectangle: Triton would deal outputs of a warp, where they are as many, to lanes as these, by twos.
+        # As a rectangle: a line Triton deals by twos, and then a warp's outputs too, where they are as many.
         at = tl.arange(0, 8)[:, None] * (WEIGHERS // 8) + tl.arange(0, WEIGHERS // 8)[None, :]
         scale = mean_scale(tl.sum(tl.sum(tl.load(total + at), 1), 0).to(ACC))
     else:
@@ -358,9 +358,9 @@ def _to_sides(corners, shift, down, along, left_columns, right_columns):
 def _columns(tile):
     """Those of a (KY, KX, LANES) tile, each (KY, LANES). Not left to tl.reduce, which may take them in any order."""
     column = tl.arange(0, tile.shape[1])[None, :, None]
-    columns = (tl.sum(tl.where(column == 0, tile, 0), 1),)
-    for k in tl.static_range(1, tile.shape[1]):
-        columns = columns + (tl.sum(tl.where(column == k, tile, 0), 1),)
+    columns = ()
+    for k in tl.static_range(tile.shape[1]):
+        columns += (tl.sum(tl.where(column == k, tile, 0), 1),)
     return columns
 
 

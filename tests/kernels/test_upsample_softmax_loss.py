@@ -71,13 +71,13 @@ def test_options(options, reduction, device):
 @pytest.mark.parametrize("scale", [1, 5, 100])
 @pytest.mark.parametrize("options", ["plain", "all"])
 def test_gentle_and_steep_cells(options, scale, device):
-    """Steep ones take the way with the largest logit of every pixel; shifted, the logits are large too, and how they
-    happen to be rounded counts for most of the error."""
+    """Steep ones take the way with the largest logit of every pixel; shifted, the logits are large too, and on a GPU
+    how they happen to be rounded counts for most of the error."""
     logits, target, grid = random(ONE_WARP, scale=scale, device=device)
     shape = (1, 3, *grid.size)
     for shift, reduction in ((0, FULL), (1e3, NONE), (-1e3, SUM)):
         chosen = options_of(options, shape, torch.float32, device)
-        compare(logits + shift, target, grid, chosen, reduction, times=4 if shift else 2)
+        compare(logits + shift, target, grid, chosen, reduction, times=4 if shift and device == "cuda" else 2)
 
 
 @pytest.mark.parametrize("reach", [19.9, 20.1])
